@@ -14,7 +14,9 @@ import pytest
 
 from autohypothesis.engine.decide import settle_by_hand
 from autohypothesis.engine.project import Project
+from autohypothesis.errors import LockError
 from autohypothesis.fleet.live.presence import read_role
+from autohypothesis.fleet.observer import deciding
 from autohypothesis.fleet.observer.deciding import NEEDLESS
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.overview.overview import overview
@@ -118,6 +120,25 @@ def _refuted(watched: Observer) -> list[str]:
 
 def _brief(project: Project) -> Brief:
     return Brief.model_validate(read_json(project.layout.brief))
+
+
+def test_replicates_stay_queued_while_nothing_can_be_decided_after_a_restart(
+    careful: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    until_a_win_waits(watched, hand)
+    before = queued(watched)
+    assert len(before) == 4
+
+    def locked(*_args: object, **_options: object) -> None:
+        raise LockError("another process decides")
+
+    monkeypatch.setattr(deciding, "settle", locked)
+    again = observer(careful)
+    again.turn()
+    assert any("another process decides" in problem for problem in again.status.problems)
+    assert queued(again) == before
 
 
 def test_replicates_come_before_new_ideas_are_queued_once_and_reported(careful: Project) -> None:

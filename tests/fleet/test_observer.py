@@ -16,6 +16,7 @@ import pytest
 
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.project import Project
+from autohypothesis.fleet.knowledge.knowledge_base import Learnt
 from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.observer import publishing
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
@@ -25,11 +26,12 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
-from autohypothesis.records.history import is_lost
+from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import (
     Brief,
+    Decision,
     Hypothesis,
     KnowledgeBase,
     LiveSummary,
@@ -493,3 +495,14 @@ def _begun(project: Project, name: str, *, commit: str, parent: str, **overrides
     write_json(run.metadata, Metadata(recorded_at=now(), runtime=runtime))
     settings = {"rate": 2.0, "width": 9, "sleep": 0.0}
     write_json(run.config, {**settings, **{k.lower(): v for k, v in overrides.items()}})
+
+
+def test_only_a_keep_that_is_taken_back_is_a_contradiction(fleet_project: Project) -> None:
+    about = {"decision_id": "", "recorded_at": now(), "tag": "t", "experiment_id": "h-t-0001-1"}
+    history = DecisionHistory(
+        Decision.model_validate({**about, "decision_status": status})
+        for status in ("discard", "keep", "discard", "crash")
+    )
+    Learnt(fleet_project, history, {}, {}, {}, Steering(), "").write()
+    knowledge = KnowledgeBase.model_validate(read_json(fleet_project.layout.knowledge_base))
+    assert knowledge.contradictions == ["h-t-0001-1 was kept, then discard: "]

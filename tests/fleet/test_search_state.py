@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from autohypothesis.fleet.observer.search_state import (
 )
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
-from autohypothesis.records.history import LiveHistory
+from autohypothesis.records.history import DecisionHistory, LiveHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, Plan, PlannedHypothesis, Proposal, Steering, now
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
@@ -65,6 +66,8 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     assert [each.title for each in told.open] == ["RATE 5.0"]
     assert "baseline" in {each.title for each in told.closed}
     assert told.brief.objective
+    told.closed[0].title = "edited by a proposer"
+    assert watched.queue.done()[0].title == "baseline", "a proposer has copies"
     hand.end(watched, one, handle)
 
 
@@ -164,22 +167,35 @@ def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
 
 def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:
     """It was voided for contention after they had run."""
-    first, again = (
-        IndexedRun(
-            Plan(
-                experiment_id=f"{name}-1", created_at=now(), based_on_commit="c0",
-                replicates=replicates,
-                hypothesis=PlannedHypothesis(hypothesis_id=name, config_overrides={"RATE": 2.0}),
-            ),
-            settings={"rate": 2.0}, commit="c1", key="",
-        )
-        for name, replicates in (("h-t-0001", None), ("h-t-0002", "h-t-0001-1"))
+    first, again = run_of_rate_2("h-t-0001"), run_of_rate_2("h-t-0002", replicates="h-t-0001-1")
+    state = state_with(again, first)
+    assert state.earlier_run(idea(RATE=2.0), besides="h-t-0001") is None
+    assert state.earlier_run(idea(RATE=2.0)) is first
+
+
+def test_a_run_that_was_lost_is_no_earlier_run_of_its_idea() -> None:
+    run = run_of_rate_2("h-t-0001")
+    lost = decision("h-t-0001-1", decision_status="crash", reason="infra", requeue=True)
+    assert state_with(run, latest=[lost]).reason_against(idea(RATE=2.0), []) == ""
+    own_fault = lost.model_copy(update={"reason": "code_error", "requeue": False})
+    assert "it was run before" in state_with(run, latest=[own_fault]).reason_against(
+        idea(RATE=2.0), []
+    )
+
+
+def run_of_rate_2(name: str, replicates: str | None = None) -> IndexedRun:
+    plan = Plan(
+        experiment_id=f"{name}-1", created_at=now(), based_on_commit="c0", replicates=replicates,
+        hypothesis=PlannedHypothesis(hypothesis_id=name, config_overrides={"RATE": 2.0}),
     )  # fmt: skip
-    runs = {run.plan.experiment_id: run for run in (again, first)}
-    stand_in = SimpleNamespace(runs=runs, code_ancestor=lambda commit: "the same")
-    index = cast(ExperimentIndex, stand_in)
+    return IndexedRun(plan, settings={"rate": 2.0}, commit="c1", key="")
+
+
+def state_with(*runs: IndexedRun, latest: Sequence[Decision] = ()) -> SearchState:
+    stand_in = SimpleNamespace(
+        runs={run.plan.experiment_id: run for run in runs},
+        code_ancestor=lambda commit: "the same",
+        history=DecisionHistory(latest),
+    )
     reference = Reference("c0", {}, {"RATE": 1.0}, names=("RATE",))
-    state = SearchState(index, reference, Steering())
-    idea = Proposal(title="x", config_overrides={"RATE": 2.0})
-    assert state.earlier_run(idea, besides="h-t-0001") is None
-    assert state.earlier_run(idea) is first
+    return SearchState(cast(ExperimentIndex, stand_in), reference, Steering())

@@ -286,6 +286,12 @@ def test_damaged_children_are_nobody_to_be_stopped(tmp_path: Path, children: obj
     assert not supervisor.live_processes(layout)
 
 
+def test_a_courier_that_was_started_alone_is_stopped_by_its_lock(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    with hold(layout, "courier", doing="speaking to the hub"):
+        assert [live.name for live in supervisor.live_processes(layout)] == ["courier"]
+
+
 def test_a_reused_pid_is_nobody_to_be_stopped(tmp_path: Path) -> None:
     own, layout = Process.own(), Layout(tmp_path)
     child = {"state": "running", "pid": own.pid, "process_start": own.start, "restarts": 0,

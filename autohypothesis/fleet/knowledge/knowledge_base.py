@@ -162,11 +162,12 @@ class Learnt:
 
     def _contradictions(self) -> list[str]:
         """Return the keeps that were taken back or refuted."""
-        first: dict[str, Decision] = {}
+        latest: dict[str, str] = {}
         lines = []
         for decision in self.history.decisions:
-            before = first.setdefault(decision.experiment_id, decision)
-            if before.decision_status == "keep" and decision.decision_status != "keep":
+            before = latest.get(decision.experiment_id)
+            latest[decision.experiment_id] = decision.decision_status
+            if before == "keep" and decision.decision_status != "keep":
                 now_is = f"{decision.decision_status}: {decision.reason}"
                 lines.append(f"{decision.experiment_id} was kept, then {now_is}")
             elif decision.confirmation == "refuted":

@@ -306,7 +306,8 @@ class Observer:
 
     def _schedule_replicates(self) -> None:
         """Wins are run again before anything new is: on them the reference waits."""
-        self._log(*self.replicates.turn(self.decider.needs_runs))
+        if "decide" not in self._failed:  # else it is not known which wins wait
+            self._log(*self.replicates.turn(self.decider.needs_runs))
 
     def _take_proposals(self) -> None:
         self._log(*self.proposals.collect())

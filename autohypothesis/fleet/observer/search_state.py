@@ -206,7 +206,7 @@ class SearchState:
             steering=steering.model_copy(deep=True),
             trials=tuple(self._trials()),
             open=tuple(hypothesis.model_copy(deep=True) for hypothesis in queue.open()),
-            closed=tuple(queue.done()[-RECENT:]),
+            closed=tuple(each.model_copy(deep=True) for each in queue.done()[-RECENT:]),
             brief=brief.model_copy(deep=True) if brief else Brief(generated_at=now()),
         )
 
@@ -277,12 +277,15 @@ class SearchState:
     def earlier_run(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
         """Return the experiment that was this very idea, not counting those of `besides`.
 
+        A run that was lost to the machine does not count: it tells nothing of the idea.
         A replicate does not count: its first experiment does. Else a win that was contaminated
         after its replicates had run would be refused as a duplicate of them when it comes back.
         """
-        key = key_of(idea)
-        for run in self.index.runs.values():
+        key, latest = key_of(idea), self.index.history.latest
+        for name, run in self.index.runs.items():
             if run.plan.replicates or run.plan.hypothesis.hypothesis_id == besides:
+                continue
+            if name in latest and is_lost(latest[name]):
                 continue
             if run.key == key if key else self._has_settings(run, idea.config_overrides):
                 return run

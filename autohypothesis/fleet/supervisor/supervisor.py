@@ -309,7 +309,8 @@ def live_processes(layout: Layout) -> list[LiveProcess]:
     One that was started alone, or that a killed supervisor left, is known by the lock of its role.
     """
     found = children_of(layout)
-    for name in (presence.LOOP, "tool-builder", "observer", *presence.worker_locks(layout)):
+    roles = (role for role in presence.ROLES if role != SUPERVISOR_ROLE)
+    for name in (*roles, *presence.worker_locks(layout)):
         if (process := _lock_holder(layout, name)) is not None:
             found.append(LiveProcess(name, process))
     once = {(live.process.pid, live.process.start): live for live in reversed(found)}
