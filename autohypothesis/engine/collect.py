@@ -286,9 +286,8 @@ def _inspect_checkout(
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     """Return whether the task asks for a strict sandbox and the run had none."""
     metadata = load_or_none(Metadata, run.metadata)
-    if metadata is None:
-        return spec.task.isolation_level == "strict"
-    return metadata.runtime.is_unconfined
+    is_strict = spec.task.isolation_level == "strict"
+    return metadata.runtime.is_unconfined if metadata else is_strict
 
 
 def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path | None) -> Score:
@@ -343,10 +342,8 @@ def _metrics(
     if record is not None:
         values["printed_peak_vram_mb"] = finite(values.get("peak_vram_mb"))
         values["peak_vram_mb"] = _peak_mb(spec, values["printed_peak_vram_mb"], record)
-        values["peak_rss_mb"] = record.peak_rss_mb
-        values["cpu_seconds"] = record.cpu_seconds
-        values["wall_seconds"] = record.wall_seconds
-        values["energy_joules"] = record.energy_joules
+        for name in ("peak_rss_mb", "cpu_seconds", "wall_seconds", "energy_joules"):
+            values[name] = getattr(record, name)
     return Metrics.model_validate(values)
 
 
@@ -429,11 +426,10 @@ def end_overdue(run: RunPaths) -> bool:
 
 def uncollected(layout: Layout) -> Iterator[str]:
     """Yield the experiments that `is_to_be_collected` holds for."""
-    if not layout.runs.is_dir():
-        return
-    for folder in sorted(layout.runs.iterdir()):
-        if ID.fullmatch(folder.name) and is_to_be_collected(layout.run(folder.name)):
-            yield folder.name
+    names = sorted(os.listdir(layout.runs)) if layout.runs.is_dir() else ()
+    for name in names:
+        if ID.fullmatch(name) and is_to_be_collected(layout.run(name)):
+            yield name
 
 
 def is_to_be_collected(run: RunPaths) -> bool:

@@ -139,7 +139,7 @@ def settle_by_hand(
 
 
 def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
-    """Remarks about decisions that were written into a result.json of ours: they decide nothing.
+    """Return remarks about decisions in a result.json of ours: they decide nothing.
 
     What another tool wrote into its own bundles is history, and needs no remark.
     """
@@ -205,18 +205,16 @@ class _Settling:
             try:
                 self.check(name)
                 outcome = self.decide_one(name)
+                if isinstance(outcome, NeedsRuns):
+                    self.settlement.needs_runs.append(outcome)
+                elif outcome is not None:
+                    self.settlement.decisions.append(outcome)
             except AutohypothesisError as error:
                 self.settlement.refused[name] = error
-                continue
             except RECOVERABLE_ERRORS as error:
                 problem = SettleError(f"{name} cannot be judged: {describe(error)}")
                 self.settlement.refused[name] = problem
                 self.past.reference = ""  # wherever it stands by now
-                continue
-            if isinstance(outcome, NeedsRuns):
-                self.settlement.needs_runs.append(outcome)
-            elif outcome is not None:
-                self.settlement.decisions.append(outcome)
 
     def _ended_replicates(self) -> list[str]:
         """Return the undecided experiments that are runs which a win needs."""

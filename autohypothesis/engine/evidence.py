@@ -183,7 +183,7 @@ def gather(
 
 
 def _pairs(past: DecisionHistory, case: Case, wanted: int) -> list[Pair]:
-    """The pairs at the seeds after the first, complete or not.
+    """Return the pairs at the seeds after the first, complete or not.
 
     They are derived from the decisions each time, so nothing is lost with the process that ordered
     a run, and the runs of a base serve every change that was made to it. A seed at which the base
@@ -231,7 +231,7 @@ def _stricter(
 
 
 def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float | None:
-    """The value of the run's own base at its seed, else the reference's at its seed.
+    """Return the value of the run's own base at its seed, else the reference's at its seed.
 
     A run of a commit as it stands is seen beside that commit's first run, whatever its seed.
     """
@@ -334,7 +334,6 @@ def _slowed(past: DecisionHistory, metadata: Metadata, result: Result) -> str:
 
 
 def _is_same_change(decision: Decision, metadata: Metadata, result: Result) -> bool:
-    """Return whether a decision was about the same diff on the same base."""
     if result.parent_commit is None:
         return decision.base_commit is None and decision.commit == result.commit
     same_base = decision.base_commit == result.parent_commit

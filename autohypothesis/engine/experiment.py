@@ -42,7 +42,7 @@ run again to confirm it has the seeds that follow, see `further_seed`."""
 
 
 def further_seed(first: int | None, number: int) -> int:
-    """The seed of the `number`-th run again, from 1: the same for a change and for its base."""
+    """Return the seed of the `number`-th run again, from 1; the same for change and base."""
     return (FIRST_SEED if first is None else first) + number
 
 
@@ -102,7 +102,7 @@ class Experiment:
 
     @classmethod
     def of(cls, hypothesis: Hypothesis, *, label: str = "") -> Experiment:
-        """The experiment that a hypothesis asks for; `label` is put before its title."""
+        """Return the experiment that a hypothesis asks for; `label` is put before its title."""
         return cls(
             Change.of(hypothesis),
             title=f"{label}: {hypothesis.title}" if label else hypothesis.title,
@@ -118,7 +118,7 @@ class Experiment:
         return self.change.kind == "none" and self.replicates is None
 
     def plan(self) -> Plan:
-        """The file of a planned experiment."""
+        """Return the file of a planned experiment."""
         change = self.change
         return Plan(
             experiment_id=self.experiment_id,

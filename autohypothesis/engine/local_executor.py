@@ -96,7 +96,6 @@ class RunSetup:
         return self.spec.task.scorer.type != "command" or self.budget_is_known
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of the training."""
         spec, home = self.spec, self.run.home
         environment = {name: value for name, value in os.environ.items() if name in INHERITED}
         environment |= {
@@ -187,12 +186,9 @@ class LocalExecutor(Executor):
             self._write_bundle(setup, before, hashed)
             shim.start(self._launch(setup), process)
             # See it hold its lease or end, so that others may choose.
-            devices.await_taken(
-                device,
-                spec.experiment_id,
-                ended=lambda: self.poll(spec.experiment_id) != "running",
-            )
-        return spec.experiment_id
+            name = spec.experiment_id
+            devices.await_taken(device, name, ended=lambda: self.poll(name) != "running")
+        return name
 
     def check_device_free(self, task: Task, inputs: Inputs) -> None:
         devices.first_free(offered(Resources(kind=task.run.device), inputs))
@@ -201,8 +197,7 @@ class LocalExecutor(Executor):
         """See `Executor.poll`. A shim that is past all its limits is ended first."""
         run = self.layout.run(experiment_id)
         state = shim.status(run)
-        ended = state == "running" and end_overdue(run)
-        return shim.status(run) if ended else state
+        return shim.status(run) if state == "running" and end_overdue(run) else state
 
     def stall(self, experiment_id: str) -> str:
         return stopped_shim(self.layout.run(experiment_id))
@@ -259,24 +254,20 @@ class LocalExecutor(Executor):
 
     def _metadata(self, setup: RunSetup, hashed: str, torch: str) -> Metadata:
         spec, inputs, budget = setup.spec, setup.inputs, setup.inputs.budget(setup.spec.task)
-        data_hash = data_hash_with(inputs.data_hash, setup.files.included)
+        compared: dict[str, Any] = {
+            "data_hash": data_hash_with(inputs.data_hash, setup.files.included),
+            "task_hash": hashed,
+            "budget_seconds": budget.seconds,
+            "clock": budget.clock,
+        }
+        name, profile = setup.device.name, inputs.profile_hash
         return metadata_of(
             spec,
             setup.device.id,
-            gpu_name=setup.device.name,
-            platform_key=platform_key(
-                device_name=setup.device.name,
-                profile_hash=inputs.profile_hash,
-                data_hash=data_hash,
-                task_hash=hashed,
-                budget_seconds=budget.seconds,
-                clock=budget.clock,
-            ),
+            gpu_name=name,
+            platform_key=platform_key(device_name=name, profile_hash=profile, **compared),
             profile=inputs.profile,
-            data_hash=data_hash,
-            task_hash=hashed,
-            budget_seconds=budget.seconds,
-            clock=budget.clock,
+            **compared,
             torch_version=torch,
             sandbox=setup.sandbox.kind,
             isolation=spec.task.isolation_level,

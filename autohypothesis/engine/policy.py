@@ -13,7 +13,7 @@ their own average; then the mean over all pairs is so as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
@@ -165,7 +165,7 @@ def verdict_of(evidence: Evidence) -> Verdict | NeedsConfirmation:
 
 
 def better_by(value: float, reference: float, direction: Direction) -> float:
-    """How much better `value` is: positive is better."""
+    """Return how much better `value` is: positive is better."""
     return reference - value if direction == "minimize" else value - reference
 
 
@@ -268,8 +268,8 @@ def _confirmed(
             f"its base fails at too many seeds to confirm it: {words}, on one seed",
             hint="decide it by hand: python orchestrator.py decide ID keep, or discard",
         )
-    if missing := _missing(pairs):
-        return NeedsConfirmation(words, tuple(missing), 2 * evidence.replicates)
+    if missing := tuple(_missing(pairs)):
+        return NeedsConfirmation(words, missing, 2 * evidence.replicates)
     further = [
         better_by(pair.value, pair.base_value, evidence.direction)
         for pair in pairs
@@ -277,28 +277,20 @@ def _confirmed(
     ]
     alone, every = fmean(further), [first, *further]
     mean = fmean(every)
-    detail = "; ".join(
-        [
-            f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}",
-            f"by {alone:.6g} without the first",
-            words,
-            *notes,
-        ]
-    )
+    average = f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}"
+    detail = "; ".join([average, f"by {alone:.6g} without the first", words, *notes])
     if alone > 0 and alone >= evidence.least:
         return Verdict("keep", "improved", detail, mean, confirmation="confirmed")
     return Verdict("discard", "not_confirmed", detail, mean, confirmation="refuted")
 
 
-def _missing(pairs: Sequence[Pair]) -> list[Missing]:
-    """Return pair by pair, the change first: if that fails, its base need not be run."""
-    missing = []
+def _missing(pairs: Sequence[Pair]) -> Iterator[Missing]:
+    """Yield pair by pair, the change first: if that fails, its base need not be run."""
     for pair in pairs:
         if pair.value is None:
-            missing.append(Missing("change", pair.seed))
+            yield Missing("change", pair.seed)
         if pair.base_value is None:
-            missing.append(Missing("base", pair.seed))
-    return missing
+            yield Missing("base", pair.seed)
 
 
 def _is_simplification(evidence: Evidence, value: float, improvement: float) -> bool:
@@ -314,7 +306,7 @@ def _is_simplification(evidence: Evidence, value: float, improvement: float) -> 
 
 
 def _limits_exceeded(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
-    """The limits of one kind that are exceeded, or, for hard ones, were not measured."""
+    """Return the limits of one kind that are exceeded, or, for hard ones, were not measured."""
     words = []
     for name, measured in sorted(evidence.constraints.items()):
         limit = measured.soft if which == "soft" else measured.hard

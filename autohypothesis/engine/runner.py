@@ -254,7 +254,7 @@ def plan(
 
 
 def _base(project: Project, experiment: Experiment) -> str:
-    """The reference; for a repeat the commit that it repeats, wherever the reference is by now."""
+    """Return the reference; for a repeat the commit that it repeats."""
     if experiment.replicates is not None and experiment.change.kind == "none":
         repeated = project.repository.read_ref(experiment_ref(experiment.replicates))
         if repeated is not None:
@@ -285,7 +285,7 @@ def _planned(project: Project, experiment: Experiment, *, page: bool = False) ->
 
 
 def _title(change: Change) -> str:
-    """The title of a change that was given none; what makes the change may still say one."""
+    """Return the title of a change that was given none; what makes the change may still say one."""
     if change.overrides is not None:
         return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
     words = {
@@ -300,7 +300,7 @@ def _title(change: Change) -> str:
 
 @contextmanager
 def free_worker(project: Project) -> Iterator[str]:
-    """The name of a worker whose worktree is free: `solo-0`, `solo-1` and so on.
+    """Yield the name of a worker whose worktree is free: `solo-0`, `solo-1` and so on.
 
     The lock is this process's; a run that outlived its starter still uses its worktree. Only who
     has the lock can tell, since its last holder may have started one until then.

@@ -445,7 +445,6 @@ class TaskLoop:
         return [spec for spec in made if spec is not None]
 
     def execute(self, specs: Sequence[RunSpec]) -> None:
-        """Run candidates side by side, and collect them."""
         try:
             runner.execute(self.project, self.executor, specs, self.watch)
         finally:

@@ -72,7 +72,7 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     if where == "prepare":
         monkeypatch.setattr(runner, "prepare", fail)
     elif where == "choose":
-        monkeypatch.setattr(local_executor.guard, "look", fail)
+        monkeypatch.setattr(local_executor, "look", fail)
     else:
         monkeypatch.setattr(local_executor, "to_json", fail)
     with pytest.raises(type(error)):

@@ -101,7 +101,6 @@ class WorkerQueue:
         self.flush()
 
     def finish(self, hypothesis_id: str, closed: Closed, outcome: str) -> None:
-        """Close a hypothesis, with a run to decide or without."""
         self._steps.append(
             partial(self._queue.finish, hypothesis_id, self._worker, closed=closed, outcome=outcome)
         )
@@ -214,7 +213,6 @@ class Preparation:
         return spec
 
     def _violation(self, spec: RunSpec, rules: Steering) -> str:
-        """Return how a candidate violates the steering, however its change was written down."""
         if spec.parent_commit is None or not (rules.frozen or rules.ranges):
             return ""
         before, after = (

@@ -314,12 +314,6 @@ class FleetWorker:
             self.claims.pass_on()
         self._say("benched" if long else "idle", reason)
 
-    def _speaks_against_device(self, result: Result) -> bool:
-        """Count the result for or against the device; return whether it is quarantined now."""
-        with suppress(AutohypothesisError):
-            return bool(quarantine.count_device_failure(self.project.layout, self._device, result))
-        return False
-
     # ── execute ───────────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> bool:
@@ -419,7 +413,6 @@ class FleetWorker:
             self.executor.cancel(job.experiment_id)
 
     def _follow(self, job: Job) -> None:
-        """Wait a little for the end of the run, and handle it."""
         self.executor.wait(job.experiment_id, POLL_S)
         if self.executor.poll(job.experiment_id) == "running":
             if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
@@ -465,7 +458,13 @@ class FleetWorker:
                 self.claims.give_back(job.hypothesis_id)
         self._last_duration = time.monotonic() - self._started_at
         self.current = None
-        if result is not None and self._speaks_against_device(result):
+        is_quarantined = False
+        if result is not None:
+            with suppress(AutohypothesisError):
+                is_quarantined = bool(
+                    quarantine.count_device_failure(self.project.layout, self._device, result)
+                )
+        if is_quarantined:
             self._look_at = 0.0
         elif go_on and not self._inherited:
             self._begin()
