@@ -99,6 +99,9 @@ class Agent:
         form, bearer = "application/x-www-form-urlencoded", f"Bearer {self.key}"
         return ask("POST", self.hub + path, body, Authorization=bearer, Content_Type=form)
 
+    def delete(self, path: str) -> Answer:
+        return ask("DELETE", self.hub + path, Authorization=f"Bearer {self.key}")
+
     def push(self, bundle: Path) -> Answer:
         """As the protocol has it."""
         return self("/api/git/push", "-X", "POST", "--data-binary", f"@{bundle}")
@@ -263,14 +266,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     limits = ("--registrations", "--pushes", "--posts", "--results", "--claims")
     options = ("--open-registration", *(word for one in limits for word in (one, "100000")))
-    hub = HubProcess(tmp_path_factory.mktemp("conformance") / "data", options).start()
+    hub = Hub(tmp_path_factory.mktemp("conformance") / "data", options).start()
     yield hub.url
-    assert hub.end() == -signal.SIGTERM
+    hub.end()
 
 
-def register(url: str, name: str = "") -> Agent:
-    name = name or f"agent-{secrets.token_hex(6)}"
-    answer = curl(*AS_JSON, "-d", f'{{"id":"{name}"}}', f"{url}/api/register")
+def registered(url: str, body: str) -> Answer:
+    return ask("POST", f"{url}/api/register", body.encode(), Content_Type="application/json")
+
+
+def register(url: str) -> Agent:
+    name = f"agent-{secrets.token_hex(6)}"
+    answer = registered(url, f'{{"id":"{name}"}}')
     assert answer.status == 201, answer.body
     assert set(answer.json) == {"id", "api_key"} and answer.json["id"] == name
     return Agent(url, name, answer.json["api_key"])
@@ -345,6 +352,9 @@ class Clone:
         return path
 
 
+MakeClone = Callable[..., Clone]
+
+
 @pytest.fixture
-def clone(tmp_path: Path) -> Callable[[str], Clone]:
+def clone(tmp_path: Path) -> MakeClone:
     return lambda name="clone": Clone.make(tmp_path / name)

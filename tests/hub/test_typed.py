@@ -7,6 +7,7 @@ contract (limits, restarts, an operator) is in test_typed_serving.py.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import secrets
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Agent, Answer, curl, register
+from .conftest import Agent, Answer, register
 
 TASK = {
     "task_hash", "name", "metric", "direction", "min_delta", "baseline", "data", "created_at",
@@ -54,6 +55,11 @@ class World:
     platform: str
     key: str
 
+    def terms(self) -> dict[str, Any]:
+        """What a task is told with, at least."""
+        names = ("task_hash", "name", "metric", "direction", "min_delta")
+        return {name: self.task[name] for name in names}
+
     def body(self, **changes: Any) -> dict[str, Any]:
         """A result that every hub takes, with a name of its own."""
         return {
@@ -79,6 +85,10 @@ class World:
 
     def claim(self, agent: Agent | None = None, **changes: Any) -> Answer:
         return (agent or self.ada).send("/api/claims", self.idea(**changes))
+
+    def results(self) -> list[Any]:
+        """All that was told of this platform, the newest first."""
+        return list(self.ada.get(f"/api/results?platform={self.platform}"))
 
     def swap(self, result: Any, expected: Any, agent: Agent | None = None) -> Answer:
         return (agent or self.ada).send("/api/best", {"result": result, "expected": expected})
@@ -130,32 +140,7 @@ def is_time(text: str) -> bool:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).utcoffset() is not None
 
 
-# ── who gets in ─────────────────────────────────────────────────────────────────────────────
-
-PATHS = ("/api/tasks", "/api/results", "/api/claims", "/api/best")
-
-
-@pytest.mark.parametrize("path", [*PATHS, "/api/results/1", "/api/leaderboard", "/api/claims/1"])
-def test_nothing_typed_is_read_without_a_key(url: str, path: str) -> None:
-    answer = curl(url + path)
-    assert answer.status == 401 and answer.error
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_nothing_typed_is_written_without_a_key(url: str, path: str) -> None:
-    assert curl("-X", "POST", "-d", "{}", url + path).status == 401
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("body", ["", "no", "[]", "null", '"a"', "{", '{"a":' * 2000])
-def test_a_typed_body_that_is_no_object_is_refused(ada: Agent, path: str, body: str) -> None:
-    answer = ada(path, "-X", "POST", "--data-binary", body)
-    assert answer.status == 400 and answer.error
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_a_typed_body_of_more_than_64_kib_is_refused(ada: Agent, path: str) -> None:
-    assert ada.send(path, {"description": "x" * (64 << 10)}).status == 413
+# ── bodies ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -165,53 +150,44 @@ def test_a_typed_body_of_more_than_64_kib_is_refused(ada: Agent, path: str) -> N
         ("/api/claims", "lease_second", "lease_seconds"), ("/api/best", "expect", "expected"),
     ],
 )  # fmt: skip
-def test_an_unknown_key_is_refused_with_the_nearest_one(
-    here: World, path: str, key: str, near: str
+def test_an_unknown_key_is_refused_with_the_nearest_one_and_no_word_of_our_libraries(
+    ada: Agent, path: str, key: str, near: str
 ) -> None:
-    answer = here.ada.send(path, {key: 1})
+    answer = ada.send(path, {key: 1})
     assert answer.status == 400
     assert repr(key) in answer.error and repr(near) in answer.error
+    assert not re.search(r"sqlite|sqlalchemy|pydantic|Traceback", answer.error, re.IGNORECASE)
 
 
 WRONG = {
     "/api/tasks": [
-        {"task_hash": "abc"}, {"task_hash": ""}, {"name": ""}, {"name": "n" * 121}, {"name": 1},
-        {"direction": "up"}, {"min_delta": -1}, {"min_delta": "0.1"}, {"min_delta": True},
-        {"min_delta": None}, {"metric": ""}, {"baseline": "x"}, {"data_hash": None},
+        {"task_hash": "abc"}, {"name": ""}, {"name": "n" * 121}, {"direction": "up"},
+        {"min_delta": -1}, {"min_delta": "0.1"}, {"min_delta": True}, {"baseline": "x"},
     ],
     "/api/results": [
-        {"name": ""}, {"name": "n" * 121}, {"name": 7}, {"name": "post-12-1"},
-        {"commit": "abc"}, {"commit": "ABCD"}, {"commit": "a" * 65}, {"commit": "abcd\n"},
-        {"platform": ""}, {"platform": "M4 Max"}, {"platform": "a|b"}, {"platform": "p" * 64},
-        {"platform_key": "a" * 63}, {"platform_key": None}, {"task_hash": "A" * 64},
-        {"log_hash": "x"}, {"tree": "d" * 40}, {"tree": "n2:" + "d" * 40}, {"metric": ""},
-        {"value": "0.9"}, {"value": True}, {"value": [1]}, {"value": 10**400},
-        {"status": "kept"}, {"status": "review_pending"}, {"confirmation": ""},
-        {"seed": 1.5}, {"seed": 1 << 63}, {"seed": True}, {"steps": "1"},
-        {"budget_seconds": -1}, {"memory_gb": -0.5}, {"memory_gb": "44"},
-        {"description": "x" * 2001}, {"description": None}, {"reason": "x" * 201},
-        {"verifies": "1"}, {"verifies": 0}, {"verifies": 1 << 63}, {"verifies": True},
+        {"name": "post-12-1"}, {"commit": "abc"}, {"commit": "a" * 65}, {"commit": "abcd\n"},
+        {"platform": "M4 Max"}, {"platform": "a|b"}, {"platform_key": "a" * 63},
+        {"task_hash": "A" * 64}, {"tree": "d" * 40}, {"tree": "n2:" + "d" * 40},
+        {"value": "0.9"}, {"value": True}, {"value": 10**400}, {"value": 1.0, "status": "crash"},
+        {"status": "review_pending"}, {"seed": 1.5}, {"seed": 1 << 63}, {"memory_gb": -0.5},
+        {"description": "x" * 2001}, {"reason": "x" * 201}, {"verifies": 0}, {"verifies": True},
     ],
     "/api/claims": [
-        {"lease_seconds": 59}, {"lease_seconds": 86_401}, {"lease_seconds": "60"},
-        {"lease_seconds": 60.5}, {"lease_seconds": None}, {"tree": ""}, {"tree": "d" * 40},
-        {"platform_key": ""}, {"task_hash": ""}, {"title": "x" * 201}, {"title": None},
+        {"lease_seconds": 59}, {"lease_seconds": 86_401}, {"lease_seconds": 60.5}, {"tree": ""},
+        {"platform_key": ""}, {"task_hash": ""}, {"title": "x" * 201},
     ],
+    "/api/best": [{"result": "1"}, {"result": 1 << 63}, {"expected": 0}],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("path", "changed"),
-    [(path, changed) for path, several in WRONG.items() for changed in several],
-    ids=lambda value: str(value)[:40],
-)
-def test_a_wrong_value_is_refused_by_its_key(
-    here: World, path: str, changed: dict[str, Any]
-) -> None:
-    right = {"/api/tasks": task_body(), "/api/results": here.body(), "/api/claims": here.idea()}
-    answer = here.ada.send(path, {**right[path], **changed})
-    assert answer.status == 400 and next(iter(changed)) in answer.error
-    assert len(answer.error) < 1000
+def test_a_wrong_value_is_refused_by_its_key(here: World) -> None:
+    right = {"/api/tasks": task_body(), "/api/results": here.body(), "/api/claims": here.idea(),
+             "/api/best": {"result": 1, "expected": None}}  # fmt: skip
+    for path, wrong in WRONG.items():
+        for changed in wrong:
+            answer = here.ada.send(path, {**right[path], **changed})
+            assert answer.status == 400 and next(iter(changed)) in answer.error, changed
+            assert len(answer.error) < 1000
 
 
 # ── tasks ───────────────────────────────────────────────────────────────────────────────────
@@ -232,37 +208,25 @@ def test_a_task_stands_as_it_was_told_first(ada: Agent, bob: Agent) -> None:
     assert listed == sorted(listed)
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"min_delta": 0.5}, "has min_delta 0.03 here, not 0.5"),
-        ({"metric": "accuracy"}, "has metric val_bpb here, not accuracy"),
-        ({"direction": "maximize"}, "has direction minimize here, not maximize"),
-    ],
-)
-def test_a_known_task_has_no_other_terms(
-    here: World, bob: Agent, changed: dict[str, Any], said: str
+def test_a_known_task_has_no_other_terms_and_its_name_is_no_other_task(
+    here: World, bob: Agent
 ) -> None:
-    known = {name: here.task[name] for name in ("task_hash", "name", "metric", "direction",
-                                                "min_delta")}  # fmt: skip
-    answer = bob.send("/api/tasks", {**known, **changed})
-    assert answer.status == 409
-    assert answer.error == f"task {here.task['task_hash'][:7]} {said}"
-    assert here.task in bob.get("/api/tasks")
-
-
-def test_one_name_is_one_task(here: World, bob: Agent) -> None:
-    other = task_body(name=here.task["name"])
-    answer = bob.send("/api/tasks", other)
-    assert answer.status == 409
-    ours, theirs = here.task["task_hash"][:7], other["task_hash"][:7]
-    assert f"{here.task['name']!r} is {ours}… here, and yours is {theirs}…" in answer.error
-    assert other["task_hash"] not in [one["task_hash"] for one in bob.get("/api/tasks")]
+    mine, theirs = here.task["task_hash"][:7], hash64()
+    for changed, said in (
+        ({"min_delta": 0.5}, f"task {mine} has min_delta 0.03 here, not 0.5"),
+        ({"metric": "accuracy"}, f"task {mine} has metric val_bpb here, not accuracy"),
+        ({"direction": "maximize"}, f"task {mine} has direction minimize here, not maximize"),
+        ({"task_hash": theirs}, f"{here.task['name']!r} is {mine}… here, and yours is"
+                                f" {theirs[:7]}…"),
+    ):  # fmt: skip
+        answer = bob.send("/api/tasks", {**here.terms(), **changed})
+        assert answer.status == 409 and said in answer.error
+    listed = bob.get("/api/tasks")
+    assert here.task in listed and theirs not in [one["task_hash"] for one in listed]
 
 
 def test_one_profile_has_one_data_hash(here: World, bob: Agent) -> None:
-    body = {**here.task, "profile": "gpu", "data_hash": hash64()}
-    body = {name: body[name] for name in task_body()}
+    body = {**here.terms(), "profile": "gpu", "data_hash": hash64()}
     joined = bob.send("/api/tasks", body)
     assert joined.status == 200
     assert joined.json["data"] == {**here.task["data"], "gpu": body["data_hash"]}
@@ -275,10 +239,8 @@ def test_one_profile_has_one_data_hash(here: World, bob: Agent) -> None:
 
 
 def test_a_baseline_that_nobody_said_is_filled_in_once(here: World, bob: Agent) -> None:
-    body = {name: here.task[name] for name in ("task_hash", "name", "metric", "direction",
-                                               "min_delta")}  # fmt: skip
     for baseline in ("b" * 40, "c" * 40, ""):
-        answer = bob.send("/api/tasks", {**body, "baseline": baseline})
+        answer = bob.send("/api/tasks", {**here.terms(), "baseline": baseline})
         assert (answer.status, answer.json["baseline"]) == (200, "b" * 40)
 
 
@@ -324,7 +286,7 @@ def test_a_result_that_is_told_twice_stands_there_once(here: World, bob: Agent) 
         assert other.status == 409 and next(iter(changed)) in other.error
     theirs = bob.send("/api/results", body)
     assert theirs.status == 201 and theirs.json["id"] != first.json["id"]
-    assert len(here.ada.get(f"/api/results?platform={here.platform}")) == 2
+    assert len(here.results()) == 2
 
 
 def test_a_result_that_is_told_by_many_at_once_stands_there_once(here: World) -> None:
@@ -335,28 +297,12 @@ def test_a_result_that_is_told_by_many_at_once_stands_there_once(here: World) ->
     assert len({answer.json["id"] for answer in answers}) == 1
 
 
-@pytest.mark.parametrize("lacking", ["name", "commit", "platform", "metric", "status"])
-def test_a_result_needs_these(here: World, lacking: str) -> None:
-    body = here.body()
-    del body[lacking]
-    answer = here.ada.send("/api/results", body)
-    assert answer.status == 400 and lacking in answer.error
-
-
-def test_a_crash_has_no_value(here: World) -> None:
-    assert here.ada.send("/api/results", here.body(status="crash")).status == 400
-    assert here.tell(status="crash", value=None)["value"] is None
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_no_hub_tells_of_a_value_that_is_no_number(here: World, number: str) -> None:
+def test_no_hub_tells_of_a_value_that_is_no_number(here: World) -> None:
     """Whether it is refused or taken for none."""
-    body = f'{{"name":"{next(names)}","commit":"abcd","platform":"{here.platform}",'
-    body += f'"metric":"m","status":"keep","value":{number}}}'
-    answer = here.ada("/api/results", "-X", "POST", "--data-binary", body)
-    assert answer.status in (201, 400)
-    values = [one["value"] for one in here.ada.get(f"/api/results?platform={here.platform}")]
-    assert values in ([], [None])
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = json.dumps({**here.body(), "value": "BAD"}).replace('"BAD"', number)
+        assert here.ada.post("/api/results", body.encode()).status in (201, 400)
+    assert {one["value"] for one in here.results()} <= {None}
 
 
 def test_a_result_needs_its_task(here: World) -> None:
@@ -391,45 +337,38 @@ def test_results_are_found_by_what_they_are(here: World, bob: Agent) -> None:
     assert found("agent=nobody") == []
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["status=kept", "state=known", "commit=xyz", "commit=abc", "verifies=x", "limit=0", "limit=x",
-     "limit=1001", "offset=-1", f"verifies={1 << 70}"],
-)  # fmt: skip
-def test_a_wrong_filter_is_refused(ada: Agent, query: str) -> None:
-    answer = ada(f"/api/results?{query}")
-    assert answer.status == 400 and answer.error
-
-
-@pytest.mark.parametrize("path", ["/api/results", "/api/claims"])
-def test_what_is_not_there(ada: Agent, path: str) -> None:
-    assert ada(f"{path}/{LARGEST}").status == 404
-    for number in ("x", "0", "-1", "1.5", str(1 << 70), "%C2%B2"):
-        answer = ada(f"{path}/{number}")
-        assert answer.status == 400 and answer.error
+def test_what_is_not_there_and_a_wrong_question(ada: Agent) -> None:
+    for path in ("/api/results", "/api/claims"):
+        assert ada(f"{path}/{LARGEST}").status == 404
+        for number in ("x", "0", "-1", "1.5", str(1 << 70), "%C2%B2"):
+            answer = ada(f"{path}/{number}")
+            assert answer.status == 400 and answer.error, number
+    for query in ("status=kept", "state=known", "commit=abc", "limit=0", "limit=1001", "offset=-1",
+                  f"verifies={1 << 70}"):  # fmt: skip
+        answer = ada(f"/api/results?{query}")
+        assert answer.status == 400 and answer.error, query
 
 
 # ── verdicts ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("direction", "original", "again", "state"),
+    ("direction", "again", "state"),
     [
-        ("minimize", 1.0, 1.03, "reproduced"),  # 1.03 - 1 is more than 0.03 to a computer
-        ("minimize", 1.0, 1.030001, "refuted"),
-        ("minimize", 1.0, 0.1, "reproduced"),
-        ("maximize", 1.0, 0.97, "reproduced"),
-        ("maximize", 1.0, 0.969999, "refuted"),
-        ("maximize", 1.0, 5.0, "reproduced"),
-        ("maximize", -1.0, -1.03, "reproduced"),
+        ("minimize", 1.03, "reproduced"),  # 1.03 - 1 is more than 0.03 to a computer
+        ("minimize", 1.030001, "refuted"),
+        ("maximize", 0.97, "reproduced"),
+        ("maximize", 0.969999, "refuted"),
+        ("maximize", None, "refuted"),
     ],
 )
 def test_the_verdict_follows_the_value(
-    ada: Agent, bob: Agent, direction: str, original: float, again: float, state: str
+    ada: Agent, bob: Agent, direction: str, again: float | None, state: str
 ) -> None:
     here = world(ada, direction=direction)
-    result = here.tell(value=original)
-    checked = here.again(bob, result, value=again)
+    result = here.tell(value=1.0)
+    status = "keep" if again is not None else "crash"
+    checked = here.again(bob, result, value=again, status=status)
     assert checked.status == 201 and checked.json["verifies"] == result["id"]
     counts = (1, 0) if state == "reproduced" else (0, 1)
     assert here.state(result) == (state, *counts)
@@ -438,14 +377,10 @@ def test_the_verdict_follows_the_value(
     assert here.state(checked.json) == ("claimed", 0, 0)
 
 
-@pytest.mark.parametrize("status", ["crash", "discard"])
-def test_a_run_without_a_value_refutes(here: World, bob: Agent, status: str) -> None:
-    result = here.tell()
-    assert here.again(bob, result, status=status, value=None).status == 201
-    assert here.state(result) == ("refuted", 0, 1)
-
-
-def test_the_latest_verdict_of_each_agent_counts(here: World, bob: Agent, eve: Agent) -> None:
+def test_the_latest_verdict_of_each_agent_counts_and_once(
+    here: World, bob: Agent, eve: Agent
+) -> None:
+    """Whichever part of the commit it names."""
     result = here.tell()
     history = (
         (bob, 2.0, ("refuted", 0, 1)),
@@ -457,24 +392,13 @@ def test_the_latest_verdict_of_each_agent_counts(here: World, bob: Agent, eve: A
     )
     ids = []
     for agent, value, state in history:
-        ids.append(here.again(agent, result, value=value).json["id"])
+        body = here.body(value=value, commit=result["commit"][:7], verifies=result["id"])
+        told = [agent.send("/api/results", body) for _ in range(2)]
+        assert [one.status for one in told] == [201, 200]
+        ids.append(told[0].json["id"])
         assert here.state(result) == state
     found = here.ada.get(f"/api/results/{result['id']}")["verifications"]
     assert [one["id"] for one in found] == ids
-
-
-def test_a_commit_may_be_named_by_its_beginning(here: World, bob: Agent) -> None:
-    result = here.tell()
-    assert here.again(bob, result, commit=result["commit"][:7]).status == 201
-    assert here.again(bob, result, commit=result["commit"][:6] + "-").status == 400
-    assert here.state(result) == ("reproduced", 1, 0)
-
-
-def test_a_verdict_that_is_delivered_twice_counts_once(here: World, bob: Agent) -> None:
-    result = here.tell()
-    body = here.body(value=2.0, commit=result["commit"], verifies=result["id"])
-    assert [bob.send("/api/results", body).status for _ in range(3)] == [201, 200, 200]
-    assert here.state(result) == ("refuted", 0, 1)
 
 
 def test_nobody_reproduces_their_own_result_and_everybody_may_take_it_back(
@@ -538,10 +462,6 @@ def line(commit: str, platform: str, value: str = "1.000000", told: str = "x") -
     return f"commit:{commit} platform:{platform} val_bpb:{value} vram_gb:44.2 | {told}"
 
 
-def of_platform(here: World) -> list[dict[str, Any]]:
-    return list(here.ada.get(f"/api/results?platform={here.platform}"))
-
-
 def test_every_line_of_a_post_is_a_result(here: World, post: Post) -> None:
     lines = [
         line("aaaaaaa", here.platform, told="wider"),
@@ -551,7 +471,7 @@ def test_every_line_of_a_post_is_a_result(here: World, post: Post) -> None:
         line("ddddddd", here.platform, "---", "all of it (CRASH: OOM)"),
     ]
     made = post("\n".join(lines))
-    crash, discard, keep = of_platform(here)
+    crash, discard, keep = here.results()
     assert all(set(one) == RESULT for one in (crash, discard, keep))
     for place, one in enumerate((keep, discard, crash), 1):
         assert (one["source"], one["post_id"]) == ("line", made["id"])
@@ -568,78 +488,59 @@ def test_every_line_of_a_post_is_a_result(here: World, post: Post) -> None:
 def test_only_the_channel_of_results_tells_some(here: World, post: Post) -> None:
     made = post("what do you think?")
     post(line("aaaaaaa", here.platform), parent_id=made["id"])
-    assert len(of_platform(here)) == 1
+    assert len(here.results()) == 1
     here.ada.send("/api/channels", {"name": "discussion", "description": ""})
     post(line("bbbbbbb", here.platform), channel="discussion")
     post("none here")
-    assert len(of_platform(here)) == 1
+    assert len(here.results()) == 1
 
 
 def test_the_same_line_again_is_the_same_result(here: World, post: Post) -> None:
     same = line("aaaaaaa", here.platform)
     post(f"{same}\n{same}")
     post(same)
-    assert len(of_platform(here)) == 1
+    assert len(here.results()) == 1
     post(line("aaaaaaa", here.platform, told="another seed"))
-    assert len(of_platform(here)) == 2
+    assert len(here.results()) == 2
 
 
-SAME = [
-    ({}, "1.000000", "x"),
-    ({"value": 0.99999951}, "1.000000", "x"),
-    ({"status": "replicate"}, "1.000000", "x"),
-    ({"status": "discard"}, "1.000000", "x (DISCARD)"),
-    ({"status": "crash", "value": None}, "---", "x (CRASH: OOM)"),
-    ({"value": None}, "---", "x"),
-]
-OTHER = [
-    ({"value": 1.000002}, "1.000000", "x"),
-    ({"status": "discard"}, "1.000000", "x"),
-    ({"status": "crash", "value": None}, "---", "x (DISCARD)"),
-    ({"value": None}, "1.000000", "x"),
-    ({"metric": "loss", "task_hash": ""}, "1.000000", "x"),
-    ({"commit": "b" * 40}, "1.000000", "x"),
+PAIRS = [
+    ({}, "1.000000", "x", True),
+    ({"value": 0.99999951}, "1.000000", "x", True),
+    ({"status": "replicate"}, "1.000000", "x", True),
+    ({"status": "discard"}, "1.000000", "x (DISCARD)", True),
+    ({"status": "crash", "value": None}, "---", "x (CRASH: OOM)", True),
+    ({"value": None}, "---", "x", True),
+    ({"value": 1.000002}, "1.000000", "x", False),
+    ({"status": "discard"}, "1.000000", "x", False),
+    ({"status": "crash", "value": None}, "---", "x (DISCARD)", False),
+    ({"value": None}, "1.000000", "x", False),
+    ({"metric": "loss", "task_hash": ""}, "1.000000", "x", False),
 ]
 
 
 @pytest.mark.parametrize("first", ["line", "typed"])
-@pytest.mark.parametrize(("changed", "value", "told"), SAME, ids=str)
-def test_one_thing_is_one_result_in_either_order(
-    here: World, post: Post, first: str, changed: dict[str, Any], value: str, told: str
+def test_a_line_and_a_typed_result_of_one_thing_are_one_result(
+    ada: Agent, first: str, post: Post
 ) -> None:
-    commit = secrets.token_hex(20)
-    text = line(commit[:7], here.platform, value, told)
-    made = post(text) if first == "line" else None
-    (before,) = of_platform(here) or [None]
-    typed = here.tell(commit=commit, description="typed", **changed)
-    made = made or post(text)
-    (found,) = of_platform(here)
-    assert found == {**typed, "post_id": made["id"]}
-    assert (found["source"], found["description"]) == ("typed", "typed")
-    if before is not None:
-        assert (typed["id"], typed["created_at"]) == (before["id"], before["created_at"])
-    post(text)
-    assert of_platform(here) == [found]
-
-
-@pytest.mark.parametrize("first", ["line", "typed"])
-@pytest.mark.parametrize(("changed", "value", "told"), OTHER, ids=str)
-def test_another_thing_is_another_result(
-    here: World, post: Post, first: str, changed: dict[str, Any], value: str, told: str
-) -> None:
-    body = {"commit": "a" * 40, **changed}
-    if first == "typed":
-        here.tell(**body)
-    post(line("aaaaaaa", here.platform, value, told))
-    if first == "line":
-        here.tell(**body)
-    assert sorted(one["source"] for one in of_platform(here)) == ["line", "typed"]
-
-
-def test_a_line_of_somebody_else_is_another_result(here: World, post: Post, bob: Agent) -> None:
-    typed = here.tell()
-    post(line(typed["commit"][:7], here.platform), bob)
-    assert [one["agent_id"] for one in of_platform(here)] == [bob.name, here.ada.name]
+    """In whichever order they come; what differs is another result."""
+    for changed, value, told, same in PAIRS:
+        here = world(ada)
+        body = {"commit": secrets.token_hex(20), **changed}
+        text = line(body["commit"][:7], here.platform, value, told)
+        made = post(text) if first == "line" else None
+        before = here.results()
+        typed = here.tell(description="typed", **body)
+        made = made or post(text)
+        if not same:
+            assert sorted(one["source"] for one in here.results()) == ["line", "typed"], changed
+            continue
+        assert here.results() == [{**typed, "post_id": made["id"]}], changed
+        assert (typed["source"], typed["description"]) == ("typed", "typed")
+        for one in before:
+            assert (typed["id"], typed["created_at"]) == (one["id"], one["created_at"])
+        post(text)
+        assert len(here.results()) == 1
 
 
 def test_a_line_may_have_more_of_the_hash_than_the_typed_result(here: World, post: Post) -> None:
@@ -647,7 +548,15 @@ def test_a_line_may_have_more_of_the_hash_than_the_typed_result(here: World, pos
     here.tell(commit="abcd")
     here.tell(commit="1234")
     post(line("1234567", here.platform))
-    assert [one["source"] for one in of_platform(here)] == ["typed", "typed"]
+    assert [one["source"] for one in here.results()] == ["typed", "typed"]
+    post(line("1235678", here.platform))
+    assert len(here.results()) == 3
+
+
+def test_a_line_of_somebody_else_is_another_result(here: World, post: Post, bob: Agent) -> None:
+    typed = here.tell()
+    post(line(typed["commit"][:7], here.platform), bob)
+    assert [one["agent_id"] for one in here.results()] == [bob.name, here.ada.name]
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────
@@ -670,19 +579,16 @@ def test_a_claim_is_one_agents_and_is_renewed_by_its_own(here: World, bob: Agent
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seconds", [60, 86_400])
-def test_a_lease_is_as_long_as_was_asked(here: World, seconds: int) -> None:
-    made = here.claim(lease_seconds=seconds).json
-    begin, end = (datetime.fromisoformat(made[name].replace("Z", "+00:00"))
-                  for name in ("created_at", "expires_at"))  # fmt: skip
-    assert (end - begin).total_seconds() == seconds
-
-
-def test_the_key_has_three_parts(ada: Agent, here: World, bob: Agent) -> None:
+def test_the_key_has_three_parts_and_claims_are_found_by_them(here: World, bob: Agent) -> None:
     other = {"platform_key": hash64(), "task_hash": hash64(), "tree": "n1:" + "e" * 40}
-    assert here.claim().status == 201
-    for name, value in other.items():
-        assert here.claim(bob, **{name: value}).status == 201
+    mine = here.claim().json
+    theirs = [here.claim(bob, **{name: value}).json for name, value in other.items()]
+    query = f"/api/claims?platform_key={here.key}"
+    every = [theirs[2], theirs[1], mine]
+    assert here.ada.get(query) == every
+    assert here.ada.get(f"{query}&task_hash={here.task['task_hash']}") == [theirs[2], mine]
+    assert here.ada.get(f"{query}&limit=1&offset=1") == every[1:2]
+    assert here.ada.get(f"{query}&agent={here.ada.name}") == [mine]
 
 
 def test_of_sixteen_at_once_one_holds_the_claim(url: str, here: World) -> None:
@@ -697,26 +603,22 @@ def test_of_sixteen_at_once_one_holds_the_claim(url: str, here: World) -> None:
     assert held["agent_id"] == winner
 
 
-def test_a_claim_ends_with_its_result(here: World, bob: Agent) -> None:
+def test_a_claim_ends_with_its_result_or_is_given_back(here: World, bob: Agent) -> None:
+    claim = here.claim().json
+    path = f"/api/claims/{claim['id']}"
+    assert bob.delete(path).status == 403
+    answer = here.ada.delete(path)
+    assert (answer.status, answer.body) == (204, b"")
+    assert here.ada.delete(path).status == 404
     claim = here.claim().json
     result = here.tell(tree=TREE)
-    done = here.ada.get(f"/api/claims/{claim['id']}")
-    assert done == {**claim, "state": "done", "result": result["id"]}
-    assert here.ada.get(f"/api/claims?platform_key={here.key}") == []
+    path = f"/api/claims/{claim['id']}"
+    done = {**claim, "state": "done", "result": result["id"]}
+    assert here.ada.get(path) == done
     tried = here.claim(bob)
     assert (tried.status, tried.error) == (409, f"tried by {here.ada.name}: result {result['id']}")
-    own = here.claim()
-    assert own.status == 201 and own.json["id"] != claim["id"]
-    assert here.ada(f"/api/claims/{claim['id']}", "-X", "DELETE").status == 204
-    assert here.ada.get(f"/api/claims/{claim['id']}")["state"] == "done"
-
-
-def test_a_result_ends_no_claim_of_another_key_or_agent(here: World, bob: Agent) -> None:
-    mine, theirs = here.claim().json, here.claim(bob, tree="n1:" + "e" * 40).json
-    here.tell(tree="n1:" + "e" * 40)
-    here.tell(tree="")
-    held = here.ada.get(f"/api/claims?platform_key={here.key}")
-    assert [one["id"] for one in held] == [theirs["id"], mine["id"]]
+    assert here.ada.delete(path).status == 204
+    assert here.ada.get(path) == done, "what is done stays as it is"
 
 
 def test_running_it_again_is_no_try_of_ones_own(here: World, bob: Agent, eve: Agent) -> None:
@@ -725,31 +627,6 @@ def test_running_it_again_is_no_try_of_ones_own(here: World, bob: Agent, eve: Ag
     assert here.claim(eve).status == 201
     assert here.again(eve, result, tree=TREE).status == 201
     assert len(here.ada.get(f"/api/claims?platform_key={here.key}")) == 1
-
-
-def test_a_claim_is_given_back_by_its_own(here: World, bob: Agent) -> None:
-    claim = here.claim().json
-    path = f"/api/claims/{claim['id']}"
-    assert bob(path, "-X", "DELETE").status == 403
-    assert here.claim(bob).status == 409
-    answer = here.ada(path, "-X", "DELETE")
-    assert (answer.status, answer.body) == (204, b"")
-    assert here.ada(path, "-X", "DELETE").status == 404
-    assert here.ada(f"/api/claims/{LARGEST}", "-X", "DELETE").status == 404
-    next_one = here.claim(bob)
-    assert next_one.status == 201 and next_one.json["id"] > claim["id"]
-
-
-def test_claims_are_listed_newest_first(here: World, bob: Agent) -> None:
-    trees = [f"n1:{number:040x}" for number in range(3)]
-    mine = [here.claim(tree=tree).json for tree in trees[:2]]
-    theirs = here.claim(bob, tree=trees[2]).json
-    query = f"/api/claims?platform_key={here.key}&task_hash={here.task['task_hash']}"
-    every = [theirs, mine[1], mine[0]]
-    assert here.ada.get(query) == every
-    assert here.ada.get(f"{query}&limit=1&offset=1") == every[1:2]
-    assert here.ada.get(f"{query}&agent={bob.name}") == [theirs]
-    assert here.ada.get(f"/api/claims?task_hash={hash64()}") == []
 
 
 # ── the best ────────────────────────────────────────────────────────────────────────────────
@@ -809,14 +686,6 @@ def test_what_cannot_be_the_best(ada: Agent, here: World, bob: Agent) -> None:
     assert here.best()[0]["result"]["id"] == best["id"]
 
 
-def test_the_best_of_a_task_that_maximizes_is_the_largest(ada: Agent) -> None:
-    here = world(ada, direction="maximize")
-    small, large = here.tell(value=1.0), here.tell(value=2.0)
-    assert here.swap(small["id"], None).status == 200
-    assert here.swap(large["id"], small["id"]).status == 200
-    assert here.swap(small["id"], large["id"]).status == 400
-
-
 def test_a_refuted_best_gives_way_to_the_one_before(here: World, bob: Agent) -> None:
     chain: list[dict[str, Any]] = []
     for value in (1.0, 0.9, 0.8):
@@ -833,17 +702,6 @@ def test_a_refuted_best_gives_way_to_the_one_before(here: World, bob: Agent) -> 
     back = here.again(here.ada, chain[0], value=1.0, confirmation="refuted")
     assert back.status == 201 and here.best() == []
     assert here.swap(here.tell(value=3.0)["id"], None).status == 200
-
-
-@pytest.mark.parametrize(
-    "body",
-    [{}, {"result": 1}, {"expected": None}, {"result": "1", "expected": None},
-     {"result": None, "expected": None}, {"result": 1, "expected": 0},
-     {"result": 1 << 63, "expected": None}],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_swap_is_refused(ada: Agent, body: dict[str, Any]) -> None:
-    assert ada.send("/api/best", body).status == 400
 
 
 # ── boards ──────────────────────────────────────────────────────────────────────────────────
@@ -866,12 +724,13 @@ def test_reproduced_results_come_first_and_refuted_ones_last(here: World, bob: A
     assert here.ada.get(f"/api/leaderboard?platform_key={here.key}&limit=2") == board[:2]
 
 
-def test_a_board_of_a_task_that_maximizes_begins_with_the_largest(ada: Agent) -> None:
+def test_the_best_of_a_task_that_maximizes_is_the_largest(ada: Agent) -> None:
     here = world(ada, direction="maximize")
-    for value in (-1.0, 3.0, 2.0):
-        here.tell(value=value)
+    low, high, middle = (here.tell(value=value)["id"] for value in (-1.0, 3.0, 2.0))
     board = ada.get(f"/api/leaderboard?task_hash={here.task['task_hash']}")
     assert [one["value"] for one in board] == [3.0, 2.0, -1.0]
+    assert here.swap(low, None).status == here.swap(high, low).status == 200
+    assert here.swap(middle, high).status == 400
 
 
 def test_results_that_cannot_be_compared_are_on_boards_of_their_own(
@@ -897,10 +756,3 @@ def test_results_that_cannot_be_compared_are_on_boards_of_their_own(
     keys = [[one[name] for name in ("platform", "platform_key", "task_hash", "metric")]
             for one in everything]  # fmt: skip
     assert keys == sorted(keys) and len(keys) == len({tuple(one) for one in keys})
-
-
-def test_every_error_of_the_typed_side_names_no_row_of_ours(here: World) -> None:
-    """Nothing of the database shows in what a hub says."""
-    for path in PATHS:
-        said = here.ada.send(path, {"x": 1}).error
-        assert not re.search(r"sqlite|sqlalchemy|pydantic|Traceback", said, re.IGNORECASE)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from .conftest import Agent, Hub, HubProcess, Start, StartProcess, admin
-from .test_typed import TREE, Post, World, line, of_platform, task_body, world
+from .test_typed import TREE, Post, World, line, task_body, world
 
 NEW = ("bests", "claims", "results", "task_data", "tasks")
 """Tables that the first half of the hub did not have; those that refer to others first."""
@@ -252,7 +252,7 @@ def test_a_line_and_its_post_are_stored_together(start: Start) -> None:
     assert "id" in post("\n".join(line(f"{number:07x}", here.platform) for number in range(250)))
     assert len(ada.get(f"/api/results?platform={here.platform}&limit=1000")) == 200
     assert "error" in post(line("fffffff", here.platform))
-    assert len(of_platform(here)) == 50
+    assert len(here.results()) == 50
 
 
 @pytest.mark.slow
