@@ -19,10 +19,8 @@ import pytest
 from autohypothesis.hub.server.app import open_hub
 from autohypothesis.hub.server.settings import HubLimits, Settings
 
-from .conftest import Agent, Clone, Hub, HubProcess, Start, StartProcess
+from .conftest import Agent, Clone, Hub, HubProcess, MakeClone, Start, StartProcess
 from .gated_hub import STEPS
-
-MakeClone = Callable[..., Clone]
 
 
 def state(hub: Hub) -> tuple[object, ...]:
@@ -325,6 +323,25 @@ def without_a_blob(mine: Clone) -> bytes:
     return mine.bundle_with(head, [head, mine.git("rev-parse", "HEAD^{tree}")]).read_bytes()
 
 
+def torn(mine: Clone) -> bytes:
+    mine.commit("start")
+    return mine.bundle().read_bytes()[:-30]
+
+
+def shallow(mine: Clone) -> bytes:
+    """Older gits make such bundles, and any program can: the commit, without its parent."""
+    mine.commit("root")
+    head = mine.commit("head")
+    objects = mine.git("rev-list", "--objects", "--no-object-names", "--max-count=1", "HEAD")
+    return mine.bundle_with(head, objects.split()).read_bytes()
+
+
+def blob_for_a_head(mine: Clone) -> bytes:
+    head = mine.commit("start")
+    blob = mine.git("rev-parse", "HEAD:train.py")
+    return mine.bundle().read_bytes().replace(head.encode(), blob.encode())
+
+
 def huge_count(_: Clone) -> bytes:
     return b"# v2 git bundle\n" + b"a" * 40 + b" HEAD\n\nPACK\0\0\0\2\xff\xff\xff\xff" + b"x" * 99
 
@@ -352,6 +369,9 @@ HOSTILE: dict[str, Callable[[Clone], bytes]] = {
     "parents": many_parents,
     "head": head_not_in_pack,
     "blob": without_a_blob,
+    "torn": torn,
+    "shallow": shallow,
+    "blob for a head": blob_for_a_head,
     "count": huge_count,
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import ADMIN_KEY, Start, curl
+from .conftest import ADMIN_KEY, Start, ask, curl
 
 
 def test_the_description_names_every_route(start: Start) -> None:
@@ -27,6 +28,19 @@ def test_the_description_names_every_route(start: Start) -> None:
     assert body["additionalProperties"] is False
     assert set(body["required"]) == {"name", "commit", "platform", "metric", "status"}
     assert curl(f"{hub.url}/docs").status == 200
+
+
+OPEN = {("get", "/api/health"), ("post", "/api/register")}
+
+
+def test_no_other_route_answers_without_a_key(start: Start) -> None:
+    url = start("--registrations", "0").url
+    wrong = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"})
+    for path, methods in ask("GET", f"{url}/openapi.json").json["paths"].items():
+        for method in methods:
+            for headers in wrong if (method, path) not in OPEN else ():
+                answer = ask(method.upper(), url + re.sub(r"{\w+}", "1234", path), **headers)
+                assert answer.status == 401 and answer.error, (method, path, headers)
 
 
 @pytest.mark.slow
