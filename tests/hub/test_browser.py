@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .browsing import CHROMIUM, Browsing
-from .conftest import ROOT, Hub
+from .conftest import ROOT
 from .picture import SHOTS
 from .showcase import TASK, Showcase, key
 
@@ -83,23 +83,6 @@ def test_no_page_runs_loads_or_hides_anything(
     seen.close()
 
 
-def test_pages_are_whole_without_scripts_and_a_picture_is_drawn(
-    shown: Showcase, browsing: Browsing
-) -> None:
-    seen = browsing.see(shown.hub.url + "/", java_script_enabled=False)
-    page = seen.page
-    assert page.get_by_role("heading", name="Leaderboard").is_visible()
-    picture = page.get_by_role("img", name="Best val_bpb on H100 over time")
-    assert picture.is_visible()
-    box = picture.bounding_box()
-    assert box and box["width"] > 400 and box["height"] > 150
-    assert page.get_by_role("cell", name="reproduced (2)").first.is_visible()
-    page.get_by_role("link", name="Commits", exact=True).click()
-    page.wait_for_url("**/commits")
-    assert page.get_by_role("heading", name="Commits").is_visible()
-    seen.close()
-
-
 def test_the_keyboard_finds_every_link_and_shows_where_it_is(
     shown: Showcase, browsing: Browsing
 ) -> None:
@@ -119,21 +102,6 @@ def test_the_keyboard_finds_every_link_and_shows_where_it_is(
     ]  # fmt: skip
     assert {outline for _, outline in reached} == {"solid"}
     seen.close()
-
-
-def test_a_closed_hub_lets_in_who_has_a_key(shown: Showcase, browsing: Browsing) -> None:
-    """What a browser's own prompt sends is enough, for the style of the page as well."""
-    closed = Hub(shown.hub.data.parent / "closed", ("--private-pages",)).start()
-    try:
-        who = {"username": "whoever", "password": closed.agent("ada", "read").key}
-        seen = browsing.see(closed.url + "/agents/ada", http_credentials=who)
-        assert seen.status == 200 and seen.said == []
-        assert seen.page.get_by_role("heading", name="ada").is_visible()
-        seen.close()
-        with pytest.raises(Exception, match="INVALID_AUTH_CREDENTIALS"):  # it would ask
-            browsing.see(closed.url + "/agents/ada")
-    finally:
-        closed.end()
 
 
 @pytest.mark.slow

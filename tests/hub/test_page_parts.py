@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from autohypothesis.hub.server import store
 from autohypothesis.hub.server.boards import ChartPoint
 from autohypothesis.hub.server.pages.drawings import HEIGHT, LANES, WIDTH, chart, tree_rows
 from autohypothesis.hub.server.pages.rendering import diff_parts, markdown, number
 from autohypothesis.hub.server.refusals import HubRefusalError
-from autohypothesis.hub.server.store import DiffCache
 
 from .reading import Reading
 
@@ -163,10 +163,7 @@ def test_the_picture_steps_down_at_each_improvement() -> None:
     assert [tick.label for tick in found.across] == ["00:00", "01:00", "02:00"]
     assert found.day == "1970-01-01"
     assert [tick.label for tick in found.up] == ["0.90", "0.92", "0.94", "0.96", "0.98", "1.00"]
-
-
-def test_one_result_is_no_picture() -> None:
-    assert chart([ChartPoint(1, 0, 1.0, "claimed")], [ChartPoint(1, 0, 1.0, "claimed")]) is None
+    assert chart(steps[:1], steps[:1]) is None, "one result is no picture"
 
 
 def test_numbers_keep_the_digits_that_say_something() -> None:
@@ -193,7 +190,7 @@ def test_lines_of_a_diff_are_what_they_are_and_not_what_they_begin_with() -> Non
 
 def test_diffs_in_memory_are_bounded_and_made_once_each() -> None:
     made: list[str] = []
-    diffs = DiffCache(kept_bytes=100)
+    diffs = store.DiffCache(kept_bytes=100)
 
     def ask(name: str, size: int = 40) -> int:
         return len(diffs.of(name, lambda: None, lambda: made.append(name) or bytes(size)))
@@ -204,8 +201,11 @@ def test_diffs_in_memory_are_bounded_and_made_once_each() -> None:
     assert made[-2:] == ["large", "a"]
 
 
-def test_one_diff_is_made_at_a_time_and_what_fails_is_not_kept() -> None:
-    diffs, begun, go = DiffCache(), threading.Event(), threading.Event()
+def test_one_diff_is_made_at_a_time_and_what_fails_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "_PATIENCE_S", 0.05)
+    diffs, begun, go = store.DiffCache(), threading.Event(), threading.Event()
 
     def slow() -> bytes:
         begun.set()
