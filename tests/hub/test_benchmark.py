@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import hub
-from tests.conftest import ROOT
 
 PARTS = {"goals", "push", "reads", "crowd", "sizes", "missed"}
 TINY = hub.Plan((40,), 40, pushes=3, read_s=0.02, crowd_s=1.0, crowd_pushes=1)
@@ -42,13 +38,3 @@ def test_a_small_hub_is_measured(tmp_path: Path) -> None:
     report = hub.measure(tmp_path, TINY)
     check(report, {"40": 44})
     assert hub.table(report).count("goal") >= 2
-
-
-@pytest.mark.slow
-def test_the_quick_form_prints_one_object() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.hub", "--quick", "--json"],
-        cwd=ROOT, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    check(json.loads(done.stdout), {"100": 110, "1000": 1100})

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,7 @@ def test_git_itself_takes_what_we_make(foreign: Path, tmp_path: Path) -> None:
     whole, thin = tmp_path / "whole", tmp_path / "thin"
     whole.write_bytes(_bundle(foreign, new))
     thin.write_bytes(_bundle(foreign, new, base))
-    assert (
-        b"complete history"
-        in subprocess.run(
-            ["git", "bundle", "verify", str(whole)], cwd=foreign, capture_output=True, check=True
-        ).stdout
-    )
+    assert "complete history" in git(foreign, "bundle", "verify", str(whole))
     git(tmp_path, "clone", "-q", str(whole), "clone")
     assert git(tmp_path / "clone", "rev-parse", "HEAD") == new
     git(foreign, "bundle", "verify", str(thin))
@@ -90,25 +86,17 @@ def test_a_thin_bundle_is_taken_on_what_is_there(foreign: Path, empty: Path) -> 
     git(empty, "fsck", "--full", "--strict")
 
 
-def _torn(foreign: Path, new: str) -> bytes:
-    return _bundle(foreign, new)[:-40]
+# ── what is refused ─────────────────────────────────────────────────────────────────────────
 
 
-def _flipped(foreign: Path, new: str) -> bytes:
-    content = bytearray(_bundle(foreign, new))
-    content[-30] ^= 0xFF
-    return bytes(content)
+def _flipped(bundle: bytes) -> bytes:
+    return bundle[:-30] + bytes([bundle[-30] ^ 0xFF]) + bundle[-29:]
 
 
 def _cut(foreign: Path, new: str) -> bytes:
     """As from a shallow clone: complete by its header, and without the parent."""
-    whole = _bundle(foreign, new, git(foreign, "rev-parse", f"{new}^"))
-    lines = [line for line in whole[:300].split(b"\n\n")[0].split(b"\n") if line[:1] != b"-"]
-    return b"\n".join(lines) + b"\n\n" + whole.split(b"\n\n", 1)[1]
-
-
-def _another(foreign: Path, new: str) -> bytes:
-    return _bundle(foreign, git(foreign, "rev-parse", f"{new}^"))
+    head, pack = _bundle(foreign, new, f"{new}^").split(b"\n\n", 1)
+    return b"\n".join(line for line in head.split(b"\n") if line[:1] != b"-") + b"\n\n" + pack
 
 
 def _lying(foreign: Path, new: str) -> bytes:
@@ -119,29 +107,30 @@ def _lying(foreign: Path, new: str) -> bytes:
 
 def _without(foreign: Path, new: str, name: str) -> bytes:
     """All of it but one object, in a pack that is whole."""
-    head = f"# v2 git bundle\n{new} HEAD\n\n".encode()
     listed = git(foreign, "rev-list", "--objects", new).splitlines()
     left = git(foreign, "rev-parse", f"{new}{name}")
     names = "".join(f"{line.split()[0]}\n" for line in listed if left not in line).encode()
     pack = subprocess.run(
         ["git", "pack-objects", "--stdout", "-q"], cwd=foreign, input=names, capture_output=True
     )
-    return head + pack.stdout
+    return f"# v2 git bundle\n{new} HEAD\n\n".encode() + pack.stdout
 
 
-def _no_file(foreign: Path, new: str) -> bytes:
-    return _without(foreign, new, ":train.py")
+SPOILED: dict[str, Callable[[Path, str], bytes]] = {
+    "no file": lambda foreign, new: _without(foreign, new, ":train.py"),
+    "no folder": lambda foreign, new: _without(foreign, new, "^{tree}"),
+    "torn": lambda foreign, new: _bundle(foreign, new)[:-40],
+    "flipped": lambda foreign, new: _flipped(_bundle(foreign, new)),
+    "cut": _cut,
+    "another": lambda foreign, new: _bundle(foreign, f"{new}^"),
+    "lying": _lying,
+}
 
 
-def _no_folder(foreign: Path, new: str) -> bytes:
-    return _without(foreign, new, "^{tree}")
-
-
-@pytest.mark.parametrize("spoil", [_no_file, _no_folder, _torn, _flipped, _cut, _another, _lying])
-def test_a_damaged_bundle_leaves_nothing_behind(spoil: object, foreign: Path, empty: Path) -> None:
-    assert callable(spoil)
-    bad = spoil(foreign, new := _commit(foreign, "x = 1\n"))
-    before = _state(empty)
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_damaged_bundle_leaves_nothing_behind(how: str, foreign: Path, empty: Path) -> None:
+    new = _commit(foreign, "x = 1\n")
+    bad, before = SPOILED[how](foreign, new), _state(empty)
     with pytest.raises(GitError):
         git_bundle.take_in(Repository(empty), bad, new, REF)
     assert _state(empty) == before
@@ -158,39 +147,36 @@ def _object(root: Path, kind: str, content: bytes) -> str:
     return name
 
 
-def _with_tree(root: Path, tree: str) -> str:
-    return git(root, "commit-tree", tree, "-m", "bomb")
+def _entry(root: Path, name: bytes) -> str:
+    """A tree with one file."""
+    blob = bytes.fromhex(_object(root, "blob", b"x\n"))
+    return _object(root, "tree", b"100644 " + name + b"\0" + blob)
 
 
-def test_a_tree_without_end_is_refused_at_once(foreign: Path, empty: Path) -> None:
-    """`ls-tree -r` on it never ends, and git's own checks pass it."""
-    blob = bytes.fromhex(_object(foreign, "blob", b"x\n"))
-    tree = _object(foreign, "tree", b"100644 a\0" + blob)
-    for _ in range(40):
+def _nested(root: Path, levels: int, width: int) -> str:
+    """A tree of trees. `ls-tree -r` on a wide one never ends, and git's own checks pass it."""
+    tree = _entry(root, b"a")
+    for _ in range(levels):
         inner = bytes.fromhex(tree)
-        tree = _object(foreign, "tree", b"".join(b"40000 %d\0" % n + inner for n in range(8)))
-    bomb = _with_tree(foreign, tree)
+        tree = _object(root, "tree", b"".join(b"40000 %d\0" % n + inner for n in range(width)))
+    return tree
+
+
+TREES: dict[str, tuple[Callable[[Path], str], str]] = {
+    "without end": (lambda root: _nested(root, 40, 8), "more than 100,000 paths"),
+    "too deep": (lambda root: _nested(root, 70, 1), "64 levels"),
+    ".git": (lambda root: _entry(root, b".git"), ""),
+    "..": (lambda root: _entry(root, b".."), ""),
+    "a/b": (lambda root: _entry(root, b"a/b"), ""),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_hostile_tree_is_refused_at_once(name: str, foreign: Path, empty: Path) -> None:
+    make, said = TREES[name]
+    bad = git(foreign, "commit-tree", make(foreign), "-m", "bomb")
     before = _state(empty)
-    with pytest.raises(GitError, match="more than 100,000 paths"):
-        git_bundle.take_in(Repository(empty), _bundle(foreign, bomb), bomb, REF)
-    assert _state(empty) == before
-
-
-def test_a_tree_that_is_too_deep_is_refused(foreign: Path, empty: Path) -> None:
-    tree = git(foreign, "rev-parse", "HEAD^{tree}")
-    for _ in range(70):
-        tree = _object(foreign, "tree", b"40000 a\0" + bytes.fromhex(tree))
-    deep = _with_tree(foreign, tree)
-    with pytest.raises(GitError, match="64 levels"):
-        git_bundle.take_in(Repository(empty), _bundle(foreign, deep), deep, REF)
-
-
-@pytest.mark.parametrize("name", [b".git", b"..", b"a/b"])
-def test_a_malformed_tree_is_refused(name: bytes, foreign: Path, empty: Path) -> None:
-    blob = bytes.fromhex(_object(foreign, "blob", b"x\n"))
-    bad = _with_tree(foreign, _object(foreign, "tree", b"100644 " + name + b"\0" + blob))
-    before = _state(empty)
-    with pytest.raises(GitError):
+    with pytest.raises(GitError, match=said or None):
         git_bundle.take_in(Repository(empty), _bundle(foreign, bad), bad, REF)
     assert _state(empty) == before
 
@@ -215,19 +201,12 @@ def test_no_header_breaks_the_reader(content: bytes) -> None:
     assert content[: header.size].endswith(b"\n\n")
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"",
-        START,
-        START + b"a" * 40 + b" HEAD\n" * 2000 + b"\n",
-        START + b"x" * 70_000 + b"\n\n",
-        b"# v3 git bundle\n@filter=blob:none\n" + b"a" * 40 + b" HEAD\n\n",
-        START + b"@object-format=sha1\n\n",
-        START + b"a" * 39 + b" HEAD\n\n",
-        START + b"a" * 40 + b"\n\n",
-    ],
-)
-def test_what_is_no_bundle_is_said_to_be_none(header: bytes) -> None:
-    with pytest.raises(GitError, match="no bundle"):
-        git_bundle.parse_header(header)
+def test_what_is_no_bundle_is_said_to_be_none() -> None:
+    head = b"a" * 40 + b" HEAD\n"
+    for header in (
+        b"", START, START + head * 2000 + b"\n", START + b"x" * 70_000 + b"\n\n",
+        b"# v3 git bundle\n@filter=blob:none\n" + head + b"\n",
+        START + b"@object-format=sha1\n\n", START + head[1:] + b"\n", START + b"a" * 40 + b"\n\n",
+    ):  # fmt: skip
+        with pytest.raises(GitError, match="no bundle"):
+            git_bundle.parse_header(header)

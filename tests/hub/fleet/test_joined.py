@@ -316,35 +316,6 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
-def test_a_hub_that_drips_its_headers_holds_no_worker(
-    fleet_project: Project, hurried: None
-) -> None:
-    """It drips until it is left: a worker that waits for its end never comes back."""
-    reachable(fleet_project)
-    left = threading.Event()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(8)
-
-        def drip() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-                try:
-                    while True:
-                        connection.sendall(b"x")
-                        time.sleep(0.05)
-                except OSError:
-                    left.set()
-
-        threading.Thread(target=drip, daemon=True).start()
-        server = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        claims = HubClaims(Credentials(server, "ada", SecretStr("k")), fleet_project.layout)
-        answer = claims.claim(IDEA)
-        assert answer.verdict == "unknown" and "too long" in answer.reason
-        assert left.wait(60)
-
-
 def test_a_title_with_a_secret_asks_nobody_and_the_next_idea_is_asked_for(
     hub: Hub, fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -207,51 +206,3 @@ def test_a_fleet_goes_on_without_its_hub(
     ada("hub", "deliver")
     ada("hub", "deliver")
     check_nothing_was_lost(hub, api(hub, "/api/results?limit=1000"), ada)
-
-
-@needs_bwrap
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_cpu_profile_twice_on_one_hub(
-    start_process: StartProcess, tmp_path: Path, own_locks: Path
-) -> None:
-    """Real trainings: two clones of this repository, a dozen experiments, one hub."""
-    hub = start_process("--open-registration", "--port", str(free_port()))
-    cores = [(lane.cores or (0,))[0] for lane in cpu_slots()]
-    pair = []
-    for number, name in enumerate(("ada", "bob")):
-        root = tmp_path / name
-        git(tmp_path, "clone", "-q", str(ROOT), str(root))
-        fleet = Fleet(root, name, cores[number % len(cores)], tmp_path / "home")
-        fleet.environment["AUTORESEARCH_CACHE"] = str(tmp_path / "cache")
-        pair.append(fleet)
-    ada, bob = pair
-    subprocess.run(
-        [sys.executable, "prepare.py", "--profile", "cpu"], cwd=ada.root, env=ada.environment,
-        check=True, capture_output=True,
-    )  # fmt: skip
-    join(hub, ada, bob)
-    for fleet in pair:
-        fleet("up", "--detach", "--max-runs", "100")
-
-    def tried() -> int:
-        return sum(row["ordinal"] is not None for fleet in pair for row in fleet.rows())
-
-    until(lambda: tried() >= 4, 600)
-    kill_and_restart(hub, away_s=8.0)
-    until(lambda: tried() >= 12, 900)
-    # Where both have found much the same, neither tries the other's by itself.
-    for fleet in pair:
-        fleet("hub", "verify")
-    until(
-        lambda: any(one["state"] == "reproduced" and one["verifies"] is None
-                    for one in api(hub, "/api/leaderboard")),
-        600,
-    )  # fmt: skip
-    for fleet in pair:
-        fleet("down")
-        fleet("hub", "deliver")
-    results = api(hub, "/api/results?limit=1000")
-    check_nothing_was_tried_twice(results, ada, bob)
-    check_nothing_was_lost(hub, results, ada, bob)
-    print("\n".join(re.sub(r"\s+", " ", json.dumps(one)) for one in api(hub, "/api/leaderboard")))
