@@ -121,26 +121,29 @@ def test_other_peoples_words_do_nothing_to_a_terminal(
     inside: Run, hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside("hub", "join", stand_in.url, "--name", "grace")
-    git(foreign, "commit", "-q", "--allow-empty", "-m", "\x1b[31m[bold]red[/] \u202e")
+    git(foreign, "commit", "-q", "--allow-empty", "-m", NASTY)
     new = _change(foreign, 0.3)
     hub_client.push(hub, Repository(foreign), new)
     hub.create_channel("ideas", NASTY)
     hub.post("ideas", NASTY)
+    key = {"platform_key": "c" * 64, "task_hash": "a" * 64}
+    metric = NASTY[:60]
+    hub.tell_task({"task_hash": "a" * 64, "name": NASTY[:100], "metric": metric,
+                   "direction": "minimize", "min_delta": 0.01})  # fmt: skip
+    hub.tell_result({**key, "name": NASTY[:60], "commit": new, "platform": "H100", "value": 1.0,
+                     "metric": metric, "status": "keep", "description": NASTY})  # fmt: skip
+    hub.claim(**key, tree="n1:" + "d" * 40, lease_seconds=60, title=NASTY)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    pages = [
-        inside("hub", *words).stdout
-        for words in (["log"], ["lineage", new[:7]], ["channels"], ["read", "ideas"],
-                      ["diff", git(foreign, "rev-parse", "HEAD~2"), new])
-    ]  # fmt: skip
-    for page in pages:
-        assert not {"\x07", "\u202e", "\r"} & set(page)
-        assert "\x1b]" not in page and "\x1b[2J" not in page and "\x1b[31m[bold]" not in page
-    assert "[bold]red[/]" in pages[0]
-    assert "[red]hi[/]" in pages[3]
-    quoted = [line for line in pages[3].splitlines() if "please" in line or "rm -rf" in line]
-    assert len(quoted) == 2 and all("│" in line for line in quoted)
-    assert "+# 0.3" in pages[4]
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in (["log"], ["lineage", new[:7]], ["channels"], ["read", "ideas"], ["results"],
+                  ["leaderboard"], ["claim", "--list"]):  # fmt: skip
+        page = inside("hub", *words).stdout
+        assert not {"\x07", "\u202e", "\r"} & set(page), words
+        assert "\x1b]" not in page and "\x1b[2J" not in page, words
+        assert "[red]hi[/]" in page, words
+        quoted = [line for line in page.splitlines() if "please" in line or "rm -rf" in line]
+        assert words[0] != "read" or (len(quoted) == 2 and all("│" in line for line in quoted))
+    assert "+# 0.3" in inside("hub", "diff", git(foreign, "rev-parse", "HEAD~2"), new).stdout
 
 
 def test_a_result_is_told_as_the_protocol_has_it(

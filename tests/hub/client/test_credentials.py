@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client import credentials
-from autohypothesis.hub.client.credentials import Credentials, default_name, join
+from autohypothesis.hub.client.credentials import default_name, join
 from tests.hub.client.stand_in import StandIn
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
@@ -43,12 +43,17 @@ def common(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_nearest_file_counts(home: Path, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_file_counts_and_none_stands_in_for_one_that_is_gone(
+    home: Path, common: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(HubError, match=r"no hub is joined here; join one: .* hub join URL"):
         credentials.find(common)
     _config(home / ".agenthub" / "config.json", "users")
     assert credentials.find(common).agent == "users"
-    monkeypatch.setenv("AGENTHUB_CONFIG", str(_config(home / "named.json", "named")))
+    monkeypatch.setenv("AGENTHUB_CONFIG", str(home / "named.json"))
+    with pytest.raises(HubError, match=r"named\.json, which is not there"):
+        credentials.find(common)
+    _config(home / "named.json", "named")
     assert credentials.find(common).agent == "named"
     _config(credentials.own_file(common), "own")
     found = credentials.find(common)
@@ -56,31 +61,23 @@ def test_the_nearest_file_counts(home: Path, common: Path, monkeypatch: pytest.M
     assert credentials.find(None).agent == "named"
 
 
-def test_a_named_file_that_is_gone_makes_nobody_else_of_us(
-    home: Path, common: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_is_named_and_not_shown(home: Path, common: Path) -> None:
     _config(home / ".agenthub" / "config.json", "users")
-    monkeypatch.setenv("AGENTHUB_CONFIG", str(home / "gone.json"))
-    with pytest.raises(HubError, match=r"gone\.json, which is not there"):
+    path = _config(credentials.own_file(common), "own")
+    for content in (
+        "{", "[]", '{"api_key": "secret"}', "",
+        '{"server_url": 1, "agent_id": 2, "api_key": "secret"}',
+        '{"server_url": "http://u:secret@h", "agent_id": "a", "api_key": "secret"}',
+        '{"server_url": "http://h", "agent_id": "a", "api_key": "secret\\nX-Header: y"}',
+    ):  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(HubError) as caught:
+            credentials.find(common)
+        assert str(path) in str(caught.value)
+        assert "secret" not in str(caught.value)
+    (common / "autohypothesis" / "repository-id").write_text("../../elsewhere")
+    with pytest.raises(HubError, match=r"repository-id holds no id"):
         credentials.find(common)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["{", "[]", '{"api_key": "secret"}', "",
-     '{"server_url": 1, "agent_id": 2, "api_key": "secret"}',
-     '{"server_url": "http://u:secret@h", "agent_id": "a", "api_key": "secret"}',
-     '{"server_url": "http://h", "agent_id": "a", "api_key": "secret\\nX-Header: y"}'],
-)  # fmt: skip
-def test_a_damaged_file_is_named_and_not_shown(content: str, home: Path, common: Path) -> None:
-    path = credentials.own_file(common)
-    _config(home / ".agenthub" / "config.json", "users")
-    path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(HubError) as caught:
-        credentials.find(common)
-    assert str(path) in str(caught.value)
-    assert "secret" not in str(caught.value)
 
 
 @settings(deadline=None)
@@ -110,7 +107,7 @@ def test_lines_that_others_wrote_are_read_and_not_run() -> None:
     assert credentials.parse_shell_lines("export HUB_KEY=$(cat k)\nexport AGENT_ID=ada") is None
 
 
-def test_joining_writes_both_files_for_their_owner_only(
+def test_joining_writes_both_files_for_their_owner_only_and_none_in_the_repository(
     stand_in: StandIn, home: Path, common: Path
 ) -> None:
     before = os.umask(0)
@@ -119,12 +116,14 @@ def test_joining_writes_both_files_for_their_owner_only(
     finally:
         os.umask(before)
     assert joined.registered
-    own, shell = credentials.own_file(common), home / ".agenthub_creds"
+    own, shell, key = credentials.own_file(common), home / ".agenthub_creds", stand_in.keys["ada"]
     assert _mode(own) == _mode(shell) == 0o600
     assert json.loads(own.read_text()) == {
-        "server_url": stand_in.url, "api_key": stand_in.keys["ada"], "agent_id": "ada",
+        "server_url": stand_in.url, "api_key": key, "agent_id": "ada",
     }  # fmt: skip
-    key = stand_in.keys["ada"]
+    assert own.parent == home / ".config" / "autohypothesis" / "hubs"
+    assert {_mode(own.parent), _mode(own.parent.parent), _mode(home / ".config")} == {0o700}
+    assert not any(key in path.read_text() for path in common.rglob("*") if path.is_file())
     assert shell.read_text() == f'export HUB_KEY="{key}"\nexport AGENT_ID="ada"\n'
     again = join(stand_in.url, None, None, common, replace=False)
     assert not again.registered and again.notes == []
@@ -151,6 +150,11 @@ def test_another_agents_key_is_not_thrown_away(
     kept = json.loads(own.with_name(f"{own.name}.before").read_text())
     assert kept["agent_id"] == "grace"
     assert (home / ".agenthub_creds.before").read_text() == before
+    join(stand_in.url, "emmy", None, other, replace=True)
+    assert {found.agent for path in own.parent.iterdir() if (found := credentials.read(path))} == {
+        "ada", "grace", "alan", "emmy",
+    }  # fmt: skip
+    assert len(list(home.glob(".agenthub_creds*"))) == 3
 
 
 def test_a_closed_hub_says_how_to_get_in_and_a_given_key_is_tried(
@@ -186,21 +190,6 @@ def test_a_folder_that_cannot_be_written_costs_no_name(
     with pytest.raises(HubError, match="cannot be"):
         join(stand_in.url, "ada", None, common, replace=False)
     assert stand_in.keys == {}
-
-
-def test_the_key_is_kept_outside_of_the_repository_in_a_folder_for_its_owner_only(
-    stand_in: StandIn, home: Path, common: Path
-) -> None:
-    before = os.umask(0)
-    try:
-        join(stand_in.url, "ada", None, common, replace=False)
-    finally:
-        os.umask(before)
-    own = credentials.own_file(common)
-    assert own.parent == home / ".config" / "autohypothesis" / "hubs"
-    assert {_mode(own.parent), _mode(own.parent.parent), _mode(home / ".config")} == {0o700}
-    inside = [path.read_text() for path in common.rglob("*") if path.is_file()]
-    assert not any(stand_in.keys["ada"] in text for text in inside)
 
 
 def test_a_folder_that_others_could_read_is_closed(
@@ -265,25 +254,3 @@ def test_a_key_that_cannot_be_moved_out_is_named_and_stays(home: Path, common: P
     with pytest.raises(HubError, match=r"cannot be moved .* export AUTOHYPOTHESIS_CONFIG"):
         credentials.find(common)
     assert credentials.read(old) is not None
-
-
-def test_a_damaged_id_is_named(home: Path, common: Path) -> None:
-    path = common / "autohypothesis" / "repository-id"
-    path.parent.mkdir()
-    path.write_text("../../elsewhere")
-    with pytest.raises(HubError, match=r"repository-id holds no id"):
-        credentials.find(common)
-
-
-def test_replacing_twice_loses_no_key(stand_in: StandIn, home: Path, common: Path) -> None:
-    for name in ("ada", "bob", "grace"):
-        join(stand_in.url, name, None, common, replace=True)
-    folder, own = credentials.own_file(common).parent, credentials.own_file(common)
-    kept = {found.agent for path in folder.iterdir() if (found := credentials.read(path))}
-    assert kept == {"ada", "bob", "grace"} and credentials.find(common).agent == "grace"
-    assert len(list(home.glob(".agenthub_creds*"))) == 3 and own.exists()
-
-
-def test_credentials_show_no_key() -> None:
-    found = Credentials("http://hub", "ada", SecretStr("very-secret"))
-    assert "very-secret" not in repr(found) + str(found)

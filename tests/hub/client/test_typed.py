@@ -15,7 +15,6 @@ from autohypothesis.errors import HubError
 from autohypothesis.hub.client.http import HubUnavailableError
 from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import Handler, StandIn
-from tests.hub.client.test_commands import NASTY
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 KEY, TASK, TREE = "c" * 64, "a" * 64, "n1:" + "d" * 40
@@ -116,36 +115,27 @@ def test_results_are_shown_and_told_apart(
     crash = bob.tell_result(body("e-3", status="crash", value=None, platform="A100"))
     bob.tell_result(body("v-1", verifies=good.id))
     bob.tell_result(body("v-2", commit="e" * 40, verifies=poor.id))
-    taken = ada.tell_result(body("e-4", commit="f" * 40))
-    back = body("b-4", commit="f" * 40, verifies=taken.id, confirmation="refuted")
-    ada.tell_result({**back, "status": "discard"})
 
     def ids(*words: str) -> list[int]:
         return [one["id"] for one in rows(joined("results", *words, "--json"))]
 
     assert ids("--state", "reproduced") == [good.id]
-    assert ids("--state", "refuted") == [taken.id, poor.id]
     assert ids("--platform", "A100") == ids("--status", "crash") == [crash.id]
     assert ids("--commit", "eeee", "--agent", "ada") == [poor.id]
-    assert len(ids("--limit", "2")) == 2 and len(ids()) == 7
+    assert len(ids("--limit", "2")) == 2 and len(ids()) == 5
 
     monkeypatch.setenv("COLUMNS", "160")
-    page = joined("results").stdout.splitlines()
-    by_id = {line.split()[0]: line for line in page[1:]}
-    assert "reproduced ×1" in by_id[str(good.id)] and "1.0000" in by_id[str(good.id)]
-    assert "wider [bold]heads[/]" in by_id[str(good.id)]
-    assert "refuted ×1" in by_id[str(poor.id)] and "eeeeeee" in by_id[str(poor.id)]
-    assert "refuted" in by_id[str(taken.id)] and "×" not in by_id[str(taken.id)]
-    assert "claimed" in by_id[str(crash.id)] and "crash" in by_id[str(crash.id)]
-    assert "–" in by_id[str(crash.id)]
+    by_id = {line.split()[0]: line for line in joined("results").stdout.splitlines()[1:]}
+    for result, words in (
+        (good, ("reproduced ×1", "1.0000", "wider [bold]heads[/]")),
+        (poor, ("refuted ×1", "eeeeeee")),
+        (crash, ("claimed", "crash", "–")),
+    ):
+        assert all(word in by_id[str(result.id)] for word in words)
     monkeypatch.setenv("COLUMNS", "80")
     narrow = joined("results").stdout
     assert all(len(line) <= 80 for line in narrow.splitlines())
     assert "reproduced ×1" in narrow and "val_bpb 0.5000 " in narrow and "eeeeeee" in narrow
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    colours = {line.split("reproduced ×")[0][-5:] for line in joined("results").stdout.splitlines()
-               if "reproduced ×" in line}  # fmt: skip
-    assert colours == {"\x1b[32m"}
     wrong = joined("results", "--state", "known")
     assert wrong.returncode == 1 and "reproduced" in wrong.stderr
     assert len(wrong.stderr.splitlines()) == 1
@@ -196,33 +186,11 @@ def test_a_claim_is_made_renewed_shown_and_given_back(joined: Run, ada: HubClien
     assert joined("claim", "--release", str(first["id"])).returncode == 1
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_options_that_say_nothing_together_are_refused(inside: Run) -> None:
+    for words in (
         (), ("--tree", TREE), ("--list", "--tree", TREE), ("--list", "--lease", "60"),
         ("--list", "--title", "x"), ("--release", "1", "--list"),
         ("--release", "1", "--platform-key", KEY), ("--lease", "59"),
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_options_that_say_nothing_together_are_refused(inside: Run, words: tuple[str, ...]) -> None:
-    answer = inside("hub", "claim", *words)
-    assert answer.returncode == 2 and len(answer.stderr.splitlines()) == 1
-
-
-def test_other_peoples_results_do_nothing_to_a_terminal(
-    joined: Run, ada: HubClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terms = {**TERMS, "task_hash": "e" * 64, "name": NASTY[:100], "metric": NASTY[:60]}
-    ada.tell_task(terms)
-    ada.tell_result(
-        body("e" + NASTY[:60], task_hash="e" * 64, metric=NASTY[:60], description=NASTY)
-    )
-    ada.claim(platform_key=KEY, task_hash=TASK, tree=TREE, lease_seconds=60, title=NASTY)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")
-    for words in (["results"], ["leaderboard"], ["claim", "--list"]):
-        page = joined(*words).stdout
-        assert "[red]hi[/]" in page
-        assert not {"\x07", "\u202e", "\r"} & set(page)
-        assert "\x1b]" not in page and "\x1b[2J" not in page
+    ):  # fmt: skip
+        answer = inside("hub", "claim", *words)
+        assert answer.returncode == 2 and len(answer.stderr.splitlines()) == 1, words
