@@ -161,9 +161,7 @@ def test_an_evening_of_two_agents_by_the_protocol(hub: HubProcess, tmp_path: Pat
     second = evening_of_the_second(grace, first)
     reader = hub.agent("reader", "read")
     check_commits(reader, first, second)
-    check_posts(reader, first, second)
     check_results(reader, first, second)
-    check_agents(hub)
 
 
 @dataclass
@@ -250,22 +248,9 @@ def check_commits(reader: Agent, first: Evening, second: Evening) -> None:
         assert reader(f"/api/git/commits/{commit}").status == 404
 
 
-def check_posts(reader: Agent, first: Evening, second: Evening) -> None:
-    """Every result is told, failures too."""
-    posts = reader.get("/api/channels/results/posts")[::-1]
-    baseline, better = first.pushed
-    order = [baseline, *first.thrown_away, better, *second.pushed]
-    commits = [re.match("commit:([0-9a-f]{7}) ", post["content"]) for post in posts]
-    assert [found and found[1] for found in commits] == [commit[:7] for commit in order]
-    values = [re.search(r"val_bpb:(\S+)", post["content"]) for post in posts]
-    told = ["1.0400", "1.0700", "---", "1.0200", "1.0000"]
-    assert [found and found[1] for found in values] == told
-    (said,) = reader.get("/api/channels/discussion/posts")
-    assert said["content"] == "**0.08** it is"
-
-
 def check_results(reader: Agent, first: Evening, second: Evening) -> None:
-    """Each line is a result that programs can compare, without anybody having sent one."""
+    """Each line is a result that programs can compare, failures too."""
+    assert len(reader.get("/api/channels/results/posts")) == 5
     results = reader.get("/api/results?platform=H100")[::-1]
     baseline, better = first.pushed
     order = [baseline, *first.thrown_away, better, *second.pushed]
@@ -279,8 +264,3 @@ def check_results(reader: Agent, first: Evening, second: Evening) -> None:
         (2, "ada"),
         (3, "ada"),
     ]
-
-
-def check_agents(hub: HubProcess) -> None:
-    operator = Agent(hub.url, "", "an operator's key for tests only")
-    assert [one["id"] for one in operator.get("/api/admin/agents")] == ["ada", "grace", "reader"]

@@ -264,18 +264,6 @@ def test_a_result_comes_back_as_it_was_told(here: World) -> None:
     assert here.ada.get(f"/api/results/{found['id']}") == {**found, "verifications": []}
 
 
-def test_what_is_not_said_has_its_default(ada: Agent) -> None:
-    body = {"name": next(names), "commit": "abcd", "platform": "CPU", "metric": "m",
-            "status": "crash"}  # fmt: skip
-    found = ada.send("/api/results", body).json
-    assert set(found) == RESULT
-    assert found["confirmation"] == "none"
-    nothing = ("value", "seed", "budget_seconds", "steps", "memory_gb", "verifies")
-    assert [found[name] for name in nothing] == [None] * 6
-    empty = ("platform_key", "task_hash", "log_hash", "tree", "description", "reason")
-    assert [found[name] for name in empty] == [""] * 6
-
-
 def test_a_result_that_is_told_twice_stands_there_once(here: World, bob: Agent) -> None:
     body = here.body()
     first, again = (here.ada.send("/api/results", body) for _ in range(2))
@@ -485,19 +473,12 @@ def test_every_line_of_a_post_is_a_result(here: World, post: Post) -> None:
     assert (crash["status"], crash["value"], crash["reason"]) == ("crash", None, "OOM")
 
 
-def test_only_the_channel_of_results_tells_some(here: World, post: Post) -> None:
-    made = post("what do you think?")
-    post(line("aaaaaaa", here.platform), parent_id=made["id"])
-    assert len(here.results()) == 1
+def test_only_the_channel_of_results_tells_some_and_each_once(here: World, post: Post) -> None:
+    same = line("aaaaaaa", here.platform)
+    parent = post("what do you think?")
+    post(f"{same}\n{same}", parent_id=parent["id"])
     here.ada.send("/api/channels", {"name": "discussion", "description": ""})
     post(line("bbbbbbb", here.platform), channel="discussion")
-    post("none here")
-    assert len(here.results()) == 1
-
-
-def test_the_same_line_again_is_the_same_result(here: World, post: Post) -> None:
-    same = line("aaaaaaa", here.platform)
-    post(f"{same}\n{same}")
     post(same)
     assert len(here.results()) == 1
     post(line("aaaaaaa", here.platform, told="another seed"))

@@ -1,19 +1,15 @@
-"""What follows from results, whatever they are: verdicts, states, places on a board."""
+"""What follows from results, whatever they are: verdicts and states."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, get_args
+from typing import get_args
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.hub.protocol import ResultState
 from autohypothesis.hub.server.results import (
-    STATES,
     Verdict,
-    derived,
     standing_of,
     verdict_of,
 )
@@ -78,27 +74,3 @@ def test_exactly_the_tolerance_is_within_it(original: Decimal, delta: Decimal) -
     at, past = original + delta, original + delta + Decimal("0.000001")
     assert verdict_of(float(original), float(at), "minimize", float(delta)) == "reproduced"
     assert verdict_of(float(original), float(past), "minimize", float(delta)) == "refuted"
-
-
-def stored(value: float | None, direction: Direction = "minimize", **more: Any) -> dict[str, Any]:
-    return derived({"value": value, "status": "keep", "verifies": None, **more}, direction)
-
-
-@given(values, values)
-def test_the_better_value_has_the_lower_score(one: float, other: float) -> None:
-    low, high = sorted((one, other))
-    assert stored(low)["score"] <= stored(high)["score"]
-    assert stored(high, "maximize")["score"] <= stored(low, "maximize")["score"]
-    assert stored(None)["score"] is stored(None, "maximize")["score"] is None
-
-
-@pytest.mark.parametrize("status", ["keep", "discard", "crash", "replicate"])
-def test_only_what_was_kept_has_a_place_on_a_board(status: str) -> None:
-    assert stored(1.0, status=status)["ranked"] == (status == "keep")
-    assert not stored(None, status=status)["ranked"]
-    assert not stored(1.0, status=status, verifies=7)["ranked"]
-
-
-def test_the_states_are_in_the_order_of_a_board() -> None:
-    assert STATES == ("reproduced", "claimed", "refuted")
-    assert set(STATES) == set(get_args(ResultState))

@@ -237,9 +237,3 @@ def test_a_key_that_an_earlier_version_left_in_git_is_taken_out_before_a_run(
     assert inside("run-experiment", "--baseline").returncode == 0
     assert own.exists() and not (old / "hub.json").exists()
     assert inside("hub", "log").returncode == 0
-    own.rename(old / "hub.json")
-    own.parent.chmod(0o700)
-    own.parent.rmdir()
-    own.parent.write_text("a file in the folder's place")
-    answer = inside("run-experiment", "--desc", "again", "--baseline")
-    assert "warning: the key in" in answer.stderr and (old / "hub.json").exists()
