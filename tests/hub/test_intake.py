@@ -15,8 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autohypothesis.hub.server.app import open_hub
+from autohypothesis.hub.server.inspection import parse_header
+from autohypothesis.hub.server.refusals import BundleError
 from autohypothesis.hub.server.settings import HubLimits, Settings
 
 from .conftest import Agent, Clone, Hub, HubProcess, MakeClone, Start, StartProcess
@@ -74,7 +78,9 @@ def test_what_no_new_commit_needs_is_not_stored(start: Start, clone: MakeClone) 
     assert sorted(packed(hub)) == sorted(objects)
 
 
-def test_gc_keeps_every_commit_over_a_restart(start: Start, clone: MakeClone) -> None:
+def test_gc_keeps_every_commit_and_a_start_makes_a_lost_ref_again(
+    start: Start, clone: MakeClone
+) -> None:
     hub, mine = start(), clone()
     agent = hub.agent("ada")
     for number in range(3):
@@ -87,19 +93,12 @@ def test_gc_keeps_every_commit_over_a_restart(start: Start, clone: MakeClone) ->
     agent.hub = hub.url
     assert agent.get("/api/git/commits") == before
     assert agent(f"/api/git/fetch/{head}").status == 200
-    mine.commit("after")
-    assert agent.push(mine.bundle()).status == 201
-
-
-def test_a_commit_without_its_ref_gets_it_back(start: Start, clone: MakeClone) -> None:
-    hub, mine = start(), clone()
-    agent = hub.agent("ada")
-    head = mine.commit("start")
-    agent.push(mine.bundle())
     hub.end()
     hub.git("update-ref", "-d", f"refs/commits/{head}")
-    hub.start()
-    assert hub.git("for-each-ref", "--format=%(objectname)").split() == [head]
+    agent.hub = hub.start().url
+    assert head in hub.git("for-each-ref", "--format=%(objectname)").split()
+    mine.commit("after")
+    assert agent.push(mine.bundle()).status == 201
 
 
 def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
@@ -232,55 +231,35 @@ def varint(number: int) -> bytes:
 
 
 def delta_bomb(_: Clone) -> bytes:
-    """Each object copies the one before it many times over."""
-    content = b"x" * 60_000
-    entries = [entry(3, content)]
-    name = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    size = len(content)
-    for times in (200, 180, 2, 2):
-        copies = b"".join(_copy(at, min(size, 0xFFFFFF)) for at in [0] * times)
-        grown = min(size, 0xFFFFFF) * times
-        entries.append(entry(7, varint(size) + varint(grown) + copies, base=name))
-        if grown > 1 << 30:
-            break
-        name = hashlib.sha1(b"blob %d\0" % grown + b"x" * grown).hexdigest()
-        size = grown
+    """Each object copies the one before it many times over: 60 kB become 2 GB."""
+    size, entries = 60_000, [entry(3, b"x" * 60_000)]
+    for times in (200, 180):
+        name = hashlib.sha1(b"blob %d\0" % size + b"x" * size).hexdigest()
+        copies = (b"\xf0" + size.to_bytes(3, "little")) * times
+        entries.append(entry(7, varint(size) + varint(size * times) + copies, base=name))
+        size *= times
     return made("a" * 40, *entries)
-
-
-def _copy(offset: int, size: int) -> bytes:
-    return bytes([0x80 | 0x70]) + size.to_bytes(3, "little") if offset == 0 else b""
 
 
 def zero_bomb(_: Clone) -> bytes:
     """A gigabyte of nothing in a megabyte."""
-    compress = zlib.compressobj(9)
-    piece = b"\0" * (1 << 20)
-    body = b"".join(compress.compress(piece) for _ in range(1024)) + compress.flush()
-    head = entry(3, b"", size=1 << 30)
-    return made("a" * 40, head[: -len(zlib.compress(b"", 9))] + body)
+    compress, size = zlib.compressobj(9, wbits=-15), 1 << 30
+    piece = compress.compress(bytes(1 << 20)) + compress.flush(zlib.Z_FULL_FLUSH)
+    checksum = (size % 65521 << 16 | 1).to_bytes(4, "big")
+    head = entry(3, b"", size=size).removesuffix(zlib.compress(b"", 9))
+    return made("a" * 40, head + b"\x78\xda" + piece * 1024 + compress.flush() + checksum)
 
 
-def tree_bomb(mine: Clone) -> bytes:
-    """Ten trees of ten of the one before: no end to what they unfold to."""
-    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
-    for _ in range(10):
-        inner = mine.tree(*(("40000", f"d{number}", inner) for number in range(10)))
-    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
+def nested(levels: int, width: int = 1, name: str = "d") -> Callable[[Clone], bytes]:
+    """Trees of trees of a file; there is no end to what wide ones unfold to."""
 
+    def make(mine: Clone) -> bytes:
+        inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
+        for _ in range(levels):
+            inner = mine.tree(*(("40000", f"{name}{number}", inner) for number in range(width)))
+        return mine.bundle_of(mine.commit_of(inner)).read_bytes()
 
-def deep_tree(mine: Clone) -> bytes:
-    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
-    for _ in range(100):
-        inner = mine.tree(("40000", "d", inner))
-    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
-
-
-def long_path(mine: Clone) -> bytes:
-    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
-    for _ in range(8):
-        inner = mine.tree(("40000", "d" * 200, inner))
-    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
+    return make
 
 
 def of_tree(*entries: tuple[str, str]) -> Callable[[Clone], bytes]:
@@ -349,9 +328,9 @@ def huge_count(_: Clone) -> bytes:
 HOSTILE: dict[str, Callable[[Clone], bytes]] = {
     "delta bomb": delta_bomb,
     "zero bomb": zero_bomb,
-    "tree bomb": tree_bomb,
-    "deep tree": deep_tree,
-    "long path": long_path,
+    "tree bomb": nested(10, 10),
+    "deep tree": nested(100),
+    "long path": nested(8, name="d" * 200),
     "symbolic link": of_tree(("120000", "link")),
     "submodule": submodule,
     ".gitattributes": of_tree(("100644", ".gitattributes")),
@@ -464,3 +443,76 @@ def test_a_sender_that_goes_away_leaves_nothing(start: Start, clone: MakeClone) 
     while state(hub) != before and time.monotonic() < until:
         time.sleep(0.02)
     assert state(hub) == before
+
+
+# ── the header, which is read by us ─────────────────────────────────────────────────────────
+
+LIMITS = HubLimits()
+SMALL = HubLimits(heads=3, prerequisites=2, objects=10)
+names = st.text("0123456789abcdef", min_size=40, max_size=40)
+refs = st.binary(min_size=1, max_size=40).filter(lambda ref: b"\n" not in ref)
+
+
+def pack(objects: int) -> bytes:
+    return b"PACK\0\0\0\2" + objects.to_bytes(4, "big")
+
+
+def header(heads: list[tuple[str, bytes]], needed: list[str], objects: int = 3) -> bytes:
+    lines = [b"# v2 git bundle"]
+    lines += [b"-" + one.encode() + b" a comment" for one in needed]
+    lines += [name.encode() + b" " + ref for name, ref in heads]
+    return b"\n".join(lines) + b"\n\n" + pack(objects)
+
+
+@given(st.binary(max_size=600))
+def test_no_bytes_are_more_than_refused(content: bytes) -> None:
+    for start in (content, b"# v2 git bundle\n" + content, b"# v3 git bundle\n" + content):
+        try:
+            found = parse_header(start, SMALL)
+        except BundleError as error:
+            assert error.status == 400
+        else:
+            assert start[found.pack_at : found.pack_at + 4] == b"PACK"
+            assert 0 < len(found.heads) <= SMALL.heads and found.objects <= SMALL.objects
+
+
+@given(
+    st.lists(st.tuples(names, refs), min_size=1, max_size=20), st.lists(names, max_size=20),
+    st.integers(0, LIMITS.objects), st.binary(max_size=30),
+)  # fmt: skip
+def test_what_was_written_is_read(
+    heads: list[tuple[str, bytes]], needed: list[str], objects: int, rest: bytes
+) -> None:
+    content = header(heads, needed, objects)
+    found = parse_header(content + rest, LIMITS)
+    assert found.heads == tuple(dict.fromkeys(name for name, _ in heads))
+    assert found.prerequisites == tuple(dict.fromkeys(needed))
+    assert (found.objects, found.pack_at) == (objects, len(content) - 12)
+
+
+@given(st.data())
+def test_a_header_that_is_cut_is_refused(data: st.DataObject) -> None:
+    content = header([("a" * 40, b"HEAD")], ["b" * 40])
+    with pytest.raises(BundleError):
+        parse_header(content[: data.draw(st.integers(0, len(content) - 1))], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (header([], []), "no head"),
+        (header([(f"{n:040x}", b"x") for n in range(4)], []), "heads"),
+        (header([("a" * 40, b"x")], [f"{n:040x}" for n in range(3)]), "prerequisites"),
+        (header([("a" * 40, b"x")], [], objects=11), "objects"),
+        (header([("a" * 40, b"x" * 70_000)], []), "bundle"),
+        (header([("A" * 40, b"x")], []), "damaged"),
+        (b"# v3 git bundle\n@filter=blob:none\n" + b"a" * 40 + b" x\n\n" + pack(1), "filter"),
+        (
+            b"# v3 git bundle\n@object-format=sha256\n" + b"a" * 64 + b" x\n\n" + pack(1),
+            "sha256",
+        ),
+    ],
+)
+def test_too_much_is_refused_by_name(content: bytes, says: str) -> None:
+    with pytest.raises(BundleError, match=says):
+        parse_header(content, SMALL)

@@ -19,7 +19,7 @@ from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
-from tests.hub.client.stand_in import StandIn
+from tests.hub.client.conftest import StandIn
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 COMMANDS = (

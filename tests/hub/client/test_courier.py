@@ -12,8 +12,7 @@ from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.fleet.courier import HubDelivery
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from tests.conftest import run_git as git
-from tests.hub.client.stand_in import Handler, StandIn
+from tests.hub.client.conftest import Handler, StandIn
 from tests.hub.conftest import Agent
 
 
@@ -32,19 +31,6 @@ def courier(
 
 def _put(box: Outbox, name: str, channel: str = "results", content: str = "same") -> None:
     assert box.put("post", name, {"channel": channel, "content": content})
-
-
-def test_posts_and_commits_arrive(
-    box: Outbox, courier: HubDelivery, stand_in: StandIn, foreign: Path
-) -> None:
-    commit = git(foreign, "rev-parse", "HEAD")
-    box.put("push", "h-1", {"commit": commit})
-    _put(box, "h-1", content="hello")
-    assert box.deliver(courier)[:3] == (2, 0, 0)
-    assert (stand_in.posts, stand_in.reader.get("/api/git/commits")[0]["hash"]) == (
-        ["hello"],
-        commit,
-    )
 
 
 def test_an_answer_that_was_lost_is_looked_for(

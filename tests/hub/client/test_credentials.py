@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client import credentials
 from autohypothesis.hub.client.credentials import default_name, join
-from tests.hub.client.stand_in import StandIn
+from tests.hub.client.conftest import StandIn
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
 AGENTS = st.from_regex(credentials.AGENT, fullmatch=True)

@@ -14,7 +14,7 @@ from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from tests.conftest import run_git as git
-from tests.hub.client.stand_in import StandIn
+from tests.hub.client.conftest import StandIn
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "hf_S3cretS3cretS3cret"

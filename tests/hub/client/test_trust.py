@@ -19,7 +19,7 @@ from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client import http
 from autohypothesis.hub.client.http import HubUnavailableError, checked_server
 from autohypothesis.hub.client.hub import HubClient
-from tests.hub.client.stand_in import Handler, StandIn, serving
+from tests.hub.client.conftest import Handler, StandIn, serving
 
 KEY = "some-key"
 COMMIT = {"hash": "a" * 40, "parent_hash": "", "agent_id": "x", "message": "m", "created_at": "x"}
@@ -207,20 +207,7 @@ def test_a_hub_that_is_down_is_named(home: Path) -> None:
         HubClient("http://hub.invalid").leaves()
 
 
-def test_reading_is_tried_again(hub: HubClient, stand_in: StandIn) -> None:
-    answers = iter([True, True, False])
-
-    def busy(handler: Handler) -> bool:
-        if next(answers):
-            handler.say(503, b"{}")
-            return True
-        return False
-
-    stand_in.behave = busy
-    assert hub.commits() == []
-
-
-def test_a_connection_that_an_answer_left_open_is_not_used_for_the_next_try(
+def test_reading_is_tried_again_and_never_on_a_connection_that_was_left_open(
     hub: HubClient, stand_in: StandIn
 ) -> None:
     """A hub may hang up on an idle one just when it is used again, which costs a try."""

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from autohypothesis.errors import HubError
 from autohypothesis.hub.client.http import HubUnavailableError
 from autohypothesis.hub.client.hub import HubClient
-from tests.hub.client.stand_in import Handler, StandIn
+from tests.hub.client.conftest import Handler, StandIn
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 KEY, TASK, TREE = "c" * 64, "a" * 64, "n1:" + "d" * 40
