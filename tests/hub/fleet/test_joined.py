@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from autohypothesis import sandbox
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
-from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest
+from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest, FeedReader
 from autohypothesis.fleet.hub_sync.outgoing import PENDING, REFUSED, SENT, HubReporter, Outbox
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.hub.client import credentials, http
+from autohypothesis.hub.client import hub as hub_client
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.fleet import coordination
@@ -39,7 +41,7 @@ from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
-from tests.conftest import called
+from tests.conftest import called, wait_until
 from tests.conftest import run_git as git
 from tests.fleet.conftest import fleet_project as fleet_project
 from tests.fleet.conftest import fleet_root as fleet_root
@@ -62,9 +64,7 @@ def member(hub: Hub, name: str = "ada") -> Credentials:
 @pytest.fixture
 def decided(fleet_project: Project) -> Project:
     """A baseline and a keep."""
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.history.counted() >= 2, Hands(fleet_project, "w0"))
-    watched.last_turn()
+    decide(fleet_project, 2.0, 2)
     return fleet_project
 
 
@@ -73,6 +73,19 @@ def tell(project: Project) -> None:
     queue = Queue(project.layout, "t")
     telling = HubReporter(project, queue, Outbox(project.layout))
     assert telling.turn(read_ledger(project.layout)) and telling.problems == []
+
+
+def decide(project: Project, rate: float, count: int) -> None:
+    """One more idea, until so many experiments are decided."""
+    watched = observer(project, Listed([[idea(RATE=rate)]]))
+    turns(watched, lambda: watched.history.counted() >= count, Hands(project, "w0"))
+    watched.last_turn()
+
+
+def courier_status(project: Project) -> Any:
+    status = presence.read_role(project.layout, COURIER)
+    assert status is not None
+    return status
 
 
 def left(project: Project, state: str) -> list[str]:
@@ -115,10 +128,22 @@ def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
 
 
 def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: Project) -> None:
+    """Also what is put beside the courier at work, until it is stopped."""
     tell(decided)
-    courier = CourierProcess(decided, member(hub))
-    done = courier.once()
-    assert (done.refused, done.left, done.error) == (0, 0, "") and done.sent == 6
+    courier, stop = CourierProcess(decided, member(hub)), Asked()
+    thread = threading.Thread(target=courier.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: len(left(decided, SENT)) == 6)
+        more = {"channel": "discussion", "content": "more"}
+        assert Outbox(decided.layout).put("post", "more", more)
+        wait_until(lambda: not left(decided, PENDING))
+    finally:
+        stop.leave()
+        thread.join(60)
+    assert not thread.is_alive()
+    status = courier_status(decided)
+    assert (status.state, status.details["told"], len(left(decided, SENT))) == ("stopped", 7, 7)
     reader = hub.agent("reader")
     (best,) = reader.get("/api/best")
     assert best["result"]["value"] == pytest.approx(1.3)
@@ -128,10 +153,8 @@ def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: 
         f"commit:{best['result']['commit'][:7]} platform:CPU val_bpb:1.300000"
     )
     lineage = reader.get(f"/api/git/commits/{best['result']['commit']}/lineage")
-    assert [one["message"] for one in lineage] == [
-        "RATE 2.0",
-        "baseline of train: minimize val_bpb",
-    ]
+    told = ["RATE 2.0", "baseline of train: minimize val_bpb"]
+    assert [one["message"] for one in lineage] == told
     assert len(reader.get("/api/results")) == 2, "the lines are no results of their own"
 
 
@@ -149,9 +172,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     shutil.rmtree(hub.data)
     (tmp_path / "backup").rename(hub.data)
     hub.start()
-    watched = observer(decided, Listed([[idea(RATE=3.0)]]))
-    turns(watched, lambda: watched.history.counted() >= 3, Hands(decided, "w0"))
-    watched.last_turn()
+    decide(decided, 3.0, 3)
     tell(decided)
     done = CourierProcess(decided, ada).once()
     assert (done.sent, done.refused, done.left) == (3, 0, 0)
@@ -170,8 +191,7 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     tell(decided)
     courier = CourierProcess(decided, ada)
     courier.turn()
-    status = presence.read_role(decided.layout, COURIER)
-    assert status is not None and "task 'train' is fffffff" in status.problems[0]
+    assert "task 'train' is fffffff" in courier_status(decided).problems[0]
     assert left(decided, REFUSED) == [] and len(left(decided, PENDING)) == 6
     assert hub.agent("reader").get("/api/channels") == []
 
@@ -195,31 +215,12 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
     for path in decided.layout.outbox_state(REFUSED).glob("*.json"):
         path.rename(decided.layout.outbox_state(PENDING) / path.name)
     courier.turn()
-    status = presence.read_role(decided.layout, COURIER)
-    assert status is not None and "3 were refused: see " in " ".join(status.problems)
+    assert "3 were refused: see " in " ".join(courier_status(decided).problems)
     reader = hub.agent("reader")
     shown = [
         reader.get(f"/api/{path}") for path in ("results", "git/commits", "channels/results/posts")
     ]
     assert [len(one) for one in shown] == [1, 1, 1] and secret not in str(shown)
-
-
-def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Project) -> None:
-    courier, stop = CourierProcess(decided, member(hub)), Asked()
-    thread = threading.Thread(target=courier.run, args=(stop,))
-    thread.start()
-    try:
-        tell(decided)  # put beside it
-        deadline = time.monotonic() + 120
-        while (left(decided, PENDING) or not left(decided, SENT)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    finally:
-        stop.leave()
-        thread.join(60)
-    assert not thread.is_alive()
-    assert (len(left(decided, SENT)), left(decided, PENDING)) == (6, [])
-    status = presence.read_role(decided.layout, COURIER)
-    assert status is not None and (status.state, status.details["told"]) == ("stopped", 6)
 
 
 def test_a_courier_hears_others_and_fetches_what_can_be_tried(
@@ -236,15 +237,12 @@ def test_a_courier_hears_others_and_fetches_what_can_be_tried(
     project = Project.open(bob)
     courier = CourierProcess(project, member(hub, "bob"))
     courier.turn()
-    from autohypothesis.fleet.hub_sync.incoming import FeedReader
-
     feed = FeedReader(project.layout).heard()
     assert feed is not None and [one.agent_id for one in feed.board] == ["ada", "ada"]
     best = feed.board[0]
     assert project.repository.read_ref(f"refs/hub/{best.commit}") == best.commit
     assert feed.frontier[0].hash == best.commit
-    status = presence.read_role(project.layout, COURIER)
-    assert status is not None and status.details["reachable"] is True
+    assert courier_status(project).details["reachable"] is True
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────
@@ -271,11 +269,6 @@ def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) ->
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordination, "HURRIED", http.HURRIED._replace(read=1.0, total=1.0))
-
-
-@pytest.fixture
 def silent() -> Iterator[str]:
     """A hub that takes connections and never says anything."""
     with socket.socket() as listener:
@@ -285,23 +278,18 @@ def silent() -> Iterator[str]:
 
 
 def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
-    silent: str, fleet_project: Project, hurried: None
+    silent: str, fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(coordination, "HURRIED", http.HURRIED._replace(read=1.0, total=1.0))
     reachable(fleet_project)
     claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_project.layout)
     began = time.monotonic()
     assert claims.claim(IDEA).verdict == "unknown"
     once = time.monotonic() - began
-    answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(claims.claim(IDEA))) for _ in range(20)
-    ]
     began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {one.verdict for one in answers} == {"unknown"} and len(answers) == 20
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(claims.claim, [IDEA] * 20))
+    assert {one.verdict for one in answers} == {"unknown"}
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
@@ -359,8 +347,6 @@ def claimed(hub: Hub, decided: Project) -> tuple[int, str]:
     (root / "train.py").write_text(text)
     git(root, "commit", "-q", "-am", "RATE 5")
     commit = git(root, "rev-parse", "HEAD")
-    from autohypothesis.hub.client import hub as hub_client
-
     hub_client.push(bob, Repository(root), commit)
     git(root, "checkout", "-q", "main")
     tell_task(bob, decided)
