@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,14 @@ def taken() -> Iterator[list[str]]:
             for file in files:
                 file.seek(0)
                 said.append(file.read().decode("utf-8", errors="replace"))
+
+
+def rows(cli: Cli) -> list[dict[str, Any]]:
+    """What `runs --json` lists."""
+    answer = cli("runs", "--json")
+    assert answer.returncode == 0, answer.stderr
+    listed: list[dict[str, Any]] = json.loads(answer.stdout)
+    return listed
 
 
 def started(*words: str, cwd: Path, **env: str) -> Answer:

@@ -10,15 +10,14 @@ import pytest
 
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli
+from tests.conftest import Cli, rows
 
 
 def run(cli: Cli, *words: str) -> str:
-    """One settled experiment; its decision."""
+    """One settled experiment; its status."""
     answer = cli("run-experiment", "--settle", *words)
     assert answer.returncode == 0, answer.stderr
-    rows = json.loads(cli("runs", "--json").stdout)
-    return max(rows, key=lambda row: row["timestamp"])["status"]
+    return max(rows(cli), key=lambda row: row["timestamp"])["status"]
 
 
 def reference(foreign: Path) -> str:
@@ -60,7 +59,7 @@ def test_adopt_fast_forwards_a_clean_branch_and_nothing_else(
 def test_a_discard_cannot_be_adopted(cli: Cli) -> None:
     run(cli)
     run(cli, "--set", "RATE=0.9")
-    discarded = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    discarded = rows(cli)[-1]["id"]
     answer = cli("adopt", discarded)
     assert answer.returncode == 2
     assert "discard" in answer.stderr
@@ -69,7 +68,7 @@ def test_a_discard_cannot_be_adopted(cli: Cli) -> None:
 def test_a_decision_by_hand_is_recorded_with_its_reason(cli: Cli, foreign: Path) -> None:
     run(cli)
     cli("run-experiment", "--set", "RATE=0.9")
-    waiting = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    waiting = rows(cli)[-1]["id"]
     answer = cli("decide", waiting, "keep", "--reason", "I like it", "--json")
     (decision,) = json.loads(answer.stdout)
     assert (decision["reason"], decision["detail"]) == ("by_hand", "I like it")
@@ -78,7 +77,7 @@ def test_a_decision_by_hand_is_recorded_with_its_reason(cli: Cli, foreign: Path)
 
 def test_a_crash_cannot_be_kept_by_hand(cli: Cli) -> None:
     cli("run-experiment", "--set", "MODE=crash")
-    crashed = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    crashed = rows(cli)[-1]["id"]
     answer = cli("decide", crashed, "keep")
     assert answer.returncode == 1
     assert "cannot be kept" in answer.stderr
@@ -89,14 +88,14 @@ def test_a_decision_written_into_result_json_decides_nothing_and_the_command_is_
 ) -> None:
     run(cli)
     cli("run-experiment", "--set", "RATE=0.2")
-    waiting = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    waiting = rows(cli)[-1]["id"]
     path = Layout(foreign).run(waiting).result
     path.write_text(json.dumps({**json.loads(path.read_text()), "decision_status": "keep"}))
     before = reference(foreign)
     answer = cli("sync")
     assert answer.returncode == 0
     assert f"decide {waiting} keep" in answer.stderr
-    assert json.loads(cli("runs", "--json").stdout)[-1]["ordinal"] is None
+    assert rows(cli)[-1]["ordinal"] is None
     assert reference(foreign) == before
 
 
@@ -118,7 +117,7 @@ def test_a_hand_made_run_is_recorded_and_never_attested(cli: Cli, foreign: Path)
     (foreign / "run.log").write_text("step 1\n---\nval_bpb: 0.997900\npeak_vram_mb: 45060.2\n")
     answer = cli("record", "run.log", "--desc", "by me")
     assert answer.returncode == 0, answer.stderr
-    row = json.loads(cli("runs", "--json").stdout)[-1]
+    row = rows(cli)[-1]
     assert row["attested"] is False
     assert row["metric_value"] == pytest.approx(0.9979)
     assert row["peak_vram_gb"] == pytest.approx(44.004, abs=0.01)
@@ -130,7 +129,7 @@ def test_a_hand_made_log_without_a_number_is_a_crash_with_its_reason(
 ) -> None:
     (foreign / "run.log").write_text("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\n")
     assert cli("record", "run.log").returncode == 0
-    row = json.loads(cli("runs", "--json").stdout)[-1]
+    row = rows(cli)[-1]
     assert row["failure_kind"] == "oom"
     assert row["metric_value"] is None
 
@@ -152,7 +151,7 @@ def test_a_hand_made_commit_that_no_candidate_could_be_is_refused(
     assert answer.stderr.startswith("error: ")
     assert answer.stderr.count("\n") == 1
     assert ("data.txt" if wrong == "another file" else "not built on") in answer.stderr
-    assert len(json.loads(cli("runs", "--json").stdout)) == 1
+    assert len(rows(cli)) == 1
 
 
 def test_looking_and_deciding_need_no_task_that_can_be_loaded(
@@ -174,13 +173,13 @@ def test_looking_and_deciding_need_no_task_that_can_be_loaded(
 def test_another_tag_starts_from_head_and_leaves_the_first_alone(cli: Cli) -> None:
     run(cli, "--tag", "first")
     run(cli, "--tag", "second")
-    assert [row["tag"] for row in json.loads(cli("runs", "--json").stdout)] == ["second"]
+    assert [row["tag"] for row in rows(cli)] == ["second"]
     assert len(json.loads(cli("runs", "--json", "--all").stdout)) == 2
 
 
 def test_every_listing_and_page_answers_in_json(cli: Cli) -> None:
     run(cli)
-    identity = json.loads(cli("runs", "--json").stdout)[0]["id"]
+    identity = rows(cli)[0]["id"]
     for words in (("show", identity), ("best",), ("sync",), ("runs", "--all")):
         answer = cli(*words, "--json")
         assert json.loads(answer.stdout) is not None, words

@@ -21,7 +21,7 @@ from autohypothesis.engine.experiment import Change, Experiment, plan_page
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.schema import Plan
 from autohypothesis.terminal.screen import Screen
-from tests.conftest import Cli
+from tests.conftest import Cli, rows
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jgone\x00\x9b31m\u202eevil\u2066\u2028line\x7f"
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -85,7 +85,7 @@ def test_a_log_and_a_failure_are_shown_without_their_escapes(
     assert not ACTS.search(ran.stdout + ran.stderr)
     shown = json.loads(cli("show", "baseline-t-1", "--json").stdout)
     assert any("\x1b[2Jgone" in line for line in shown["log_tail"]), "JSON is exact"
-    (row,) = json.loads(cli("runs", "--json").stdout)
+    (row,) = rows(cli)
     assert HOSTILE in row["description"]
     assert not ACTS.search(cli("runs", "--json").stdout)
 

@@ -11,7 +11,7 @@ import pytest
 
 from autohypothesis.records.files import shown
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli
+from tests.conftest import Cli, rows
 
 Git = Callable[..., str]
 NAMES = (b"\xfe", b"caf\xe9.json", b"a\nb.json", b"\xfe.md", b"worker-\xfe.lock", b"\x1b[2J.json")
@@ -63,7 +63,7 @@ def test_one_odd_name_anywhere_under_research_freezes_nothing(cli: Cli, foreign:
     assert all_text(layout.research)
     answer = cli("run-loop", "--tag", "two", "--max", "1")
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(cli("runs", "--json").stdout)[0]["status"] == "keep"
+    assert rows(cli)[0]["status"] == "keep"
     for words in (("sync", "--snapshot"), ("briefing",)):
         answer = cli(*words)
         assert answer.returncode == 0, answer.stderr
@@ -81,7 +81,7 @@ def test_a_tracked_file_with_such_a_name_is_named_when_a_run_changes_it(
     git(foreign, "add", "-A")
     git(foreign, "commit", "-qm", "writes")
     answer = cli("run-experiment", "--baseline")
-    (row,) = json.loads(cli("runs", "--json").stdout)
+    (row,) = rows(cli)
     assert row["failure_kind"] == "invalid", answer.stderr
     assert r"caf\xe9.txt was changed" in row["notes"][0]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.project import todays_tag
-from tests.conftest import Cli
+from tests.conftest import Cli, rows
 
 Git = Callable[..., str]
 
@@ -139,7 +139,7 @@ def test_record_takes_the_commit_of_the_checkout_it_is_called_in(
     (other / "run.log").write_text("val_bpb: 1.01\n")
     answer = cli("record", "run.log", "--desc", "there", cwd=other)
     assert answer.returncode == 0, answer.stderr
-    commit = json.loads(cli("runs", "--json").stdout)[-1]["commit"]
+    commit = rows(cli)[-1]["commit"]
     assert commit == git(other, "rev-parse", "HEAD")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, rows
 
 Git = Callable[..., str]
 BWRAP = ("bwrap", "--dev-bind", "/", "/")
@@ -36,7 +35,7 @@ def frozen(cli: Cli, foreign: Path) -> Callable[[str], subprocess.CompletedProce
     assert cli("run-experiment", "--set", "RATE=0.2").returncode == 0
     assert cli("init-fleet", "--cpu-workers", "1").returncode == 0
     research = str(foreign / "research")
-    first = json.loads(cli("runs", "--json").stdout)[0]["id"]
+    first = rows(cli)[0]["id"]
 
     def call(words: str) -> subprocess.CompletedProcess[str]:
         command = words.replace("EXPERIMENT", first).split()

@@ -11,7 +11,7 @@ import pytest
 
 from autohypothesis.engine import evidence
 from autohypothesis.engine.project import Project
-from tests.conftest import Cli
+from tests.conftest import Cli, rows
 
 SCRIPT = '''"""RATE makes it better at every seed."""
 import os
@@ -48,12 +48,6 @@ def careful(cli: Cli, foreign: Path, git: Callable[..., str]) -> Path:
     git(foreign, "commit", "-qm", "a careful task")
     assert cli("run-experiment", "--settle").returncode == 0
     return foreign
-
-
-def rows(cli: Cli) -> list[dict[str, Any]]:
-    found = json.loads(cli("runs", "--json").stdout)
-    assert isinstance(found, list)
-    return found
 
 
 def of_status(cli: Cli, status: str) -> list[dict[str, Any]]:

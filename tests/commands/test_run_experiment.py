@@ -6,22 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.records.layout import Layout
-from tests.conftest import ROOT, Cli
-
-
-def rows(cli: Cli) -> list[dict[str, object]]:
-    answer = cli("runs", "--json")
-    assert answer.returncode == 0, answer.stderr
-    found = json.loads(answer.stdout)
-    assert isinstance(found, list)
-    return found
+from tests.conftest import ROOT, Cli, rows, wait_until
 
 
 def edit(root: Path, old: str, new: str) -> None:
@@ -115,21 +106,24 @@ def test_repo_is_taken_before_and_after_and_from_a_worktree(
         assert [row["id"] for row in json.loads(answer.stdout)] == expected, answer.stderr
 
 
-def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, foreign: Path) -> None:
+def begun(root: Path, seconds: float, file: str) -> subprocess.Popen[str]:
+    """A run of so many seconds as a process, once it has written `file`."""
+    words = ("run-experiment", "--set", f"SLEEP={seconds}")
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=1.5"],
-        cwd=foreign, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, str(ROOT / "orchestrator.py"), *words],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    runs = Layout(foreign).runs
-    until = time.monotonic() + 60
-    while not list(runs.glob("*/shim.json")) and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: list(Layout(root).runs.glob(f"*/{file}")))
+    return process
+
+
+def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, foreign: Path) -> None:
+    process = begun(foreign, 1.5, "shim.json")
+    process.kill()
+    process.communicate()
     assert rows(cli)[-1]["execution_status"] == "running"
-    until = time.monotonic() + 60
-    while not list(runs.glob("*/exit.json")) and time.monotonic() < until:
-        time.sleep(0.05)
+    runs = Layout(foreign).runs
+    wait_until(lambda: list(runs.glob("*/exit.json")))
     assert cli("sync").returncode == 0
     (result,) = runs.glob("*/result.json")
     first = result.read_bytes()
@@ -160,14 +154,7 @@ def test_a_training_that_installs_a_package_is_invalid_or_cannot(
 
 
 def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=60"],
-        cwd=foreign, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    runs = Layout(foreign).runs
-    until = time.monotonic() + 60
-    while not list(runs.glob("*/events.jsonl")) and time.monotonic() < until:
-        time.sleep(0.02)
+    process = begun(foreign, 60.0, "events.jsonl")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

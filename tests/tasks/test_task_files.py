@@ -1,4 +1,4 @@
-"""The shipped task files are tasks, stand alone in their folders, and the fixture improves."""
+"""The shipped task files are tasks, and stand alone in their folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from autohypothesis.engine.task_file import load_task
-from tests.conftest import Answer, called
 
 from .conftest import ROOT, Programs, document
 
@@ -127,25 +125,3 @@ def test_the_numbers_of_the_page_are_those_of_the_task_files() -> None:
         said = yaml.safe_load((ROOT / "tasks" / name / "task.yaml").read_text(encoding="utf-8"))
         assert f"`{name}`" in PAGE
         assert f"`min_delta` {said['objective']['min_delta']}" in PAGE
-
-
-def test_the_tiny_training_is_searched_by_its_knobs(
-    tmp_path: Path, own_locks: Path, git: Callable[..., str]
-) -> None:
-    root = tmp_path / "tiny"
-    shutil.copytree(Path(__file__).parent / "train-config", root)
-    git(root, "init", "-q", "-b", "main")
-    git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "start")
-
-    def run(*words: str) -> Answer:
-        return called(*words, cwd=root)
-
-    assert run("run-experiment", "--settle").returncode == 0
-    better = run("run-experiment", "--settle", "--set", "RATE=0.3")
-    assert better.returncode == 0, better.stderr
-    worse = run("run-experiment", "--settle", "--set", "STEPS=2")
-    assert worse.returncode == 0, worse.stderr
-    run("sync")
-    rows = (root / "results.tsv").read_text().splitlines()[1:]
-    assert [row.split("\t")[3] for row in rows] == ["keep", "keep", "discard"]

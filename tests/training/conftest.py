@@ -15,24 +15,26 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("AUTOHYPOTHESIS_", "AUTORESEARCH_", "HF_", "SEED")
+OURS = ("AUTOHYPOTHESIS_", "AUTORESEARCH_", "HF_", "SEED", "OMP_NUM_THREADS")
 
 
 Result = subprocess.CompletedProcess[str]
 
 
-def script(name: str, *arguments: str | Path, **variables: str | Path) -> Result:
-    """Runs prepare.py, or a train.py by its path; inherits nothing of ours but `variables`."""
+def python(*arguments: str | Path, cwd: Path, **variables: str | Path) -> Result:
+    """`python ARGUMENTS`; inherits nothing of ours but `variables`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
-    path = ROOT / name
     return subprocess.run(
-        [sys.executable, str(path), *map(str, arguments)],
-        cwd=path.parent,
-        env=clean | {k: str(v) for k, v in variables.items()},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd, env=clean | {k: str(v) for k, v in variables.items()},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def script(name: str, *arguments: str | Path, **variables: str | Path) -> Result:
+    """Runs prepare.py, or a train.py by its path."""
+    path = ROOT / name
+    return python(path, *arguments, cwd=path.parent, **variables)
 
 
 def last_json(result: Result) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, last_json, script
+from .conftest import ROOT, last_json, python, script
 
 DEPTH = "DEPTH = profile.depth"
 Make = Callable[..., Path]
@@ -110,14 +107,8 @@ def test_importing_has_no_side_effects(candidate: Make, cache: Path) -> None:
     path = candidate()
     before = sorted(path.parent.iterdir())
     code = "import sys, threading, train; print(threading.active_count(), 'rich' in sys.modules)"
-    variables = {"AUTORESEARCH_CACHE": str(cache), "AUTOHYPOTHESIS_RUN_DIR": str(path.parent)}
-    result = subprocess.run(
-        [sys.executable, "-B", "-c", code],
-        cwd=path.parent,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-    )
+    variables = {"AUTORESEARCH_CACHE": cache, "AUTOHYPOTHESIS_RUN_DIR": path.parent}
+    result = python("-B", "-c", code, cwd=path.parent, **variables)
     assert result.stdout.strip() == "1 False", result.stderr
     assert sorted(path.parent.iterdir()) == before
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import ROOT, script
+from .conftest import ROOT, python, script
 
 Make = Callable[..., str]
 
@@ -216,16 +214,9 @@ def test_a_bad_line_is_named(prepare: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_option_is_named(
-    prepare: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    message: str,
+    make: Make, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path))
-    assert prepare.main(["--profile", "test", *options]) == 1
-    said = capsys.readouterr().err
+    said = make(tmp_path, *options)
     assert message in said and said.count("\n") == 1
 
 
@@ -255,12 +246,5 @@ def test_threads_are_one_unless_the_environment_says_otherwise(
     cache: Path, given: dict[str, str], expected: str
 ) -> None:
     code = "import os, prepare; prepare.load_profile(); print(os.environ['OMP_NUM_THREADS'])"
-    clean = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=clean | {"AUTORESEARCH_CACHE": str(cache)} | given,
-        capture_output=True,
-        text=True,
-    )
+    result = python("-c", code, cwd=ROOT, AUTORESEARCH_CACHE=cache, **given)
     assert result.stdout.strip() == expected
