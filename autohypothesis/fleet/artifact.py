@@ -131,18 +131,18 @@ class ChangeSource(Protocol):
         """Called after decisions."""
 
 
+@dataclass
 class MutatorSource:
     """The task's own program: each time it is asked it makes one change, whatever that is."""
 
-    def __init__(self, project: Project, history: LiveHistory, seed: int) -> None:
-        self._project = project
-        self._history = history
-        self._seed = seed
+    project: Project
+    history: LiveHistory
+    seed: int
 
     def next(self, count: int) -> list[Experiment]:
         """Run first again what told nothing yet; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
-        first = APART * self._seed + sum(1 for _ in self._history.experiments())
+        first = APART * self.seed + sum(1 for _ in self.history.experiments())
         return again + [
             Experiment(Change(instructions=""), mutation_seed=first + number)
             for number in range(count - len(again))
@@ -152,65 +152,65 @@ class MutatorSource:
 
     def _again(self) -> Iterator[Experiment]:
         """Yield changes whose run was disturbed, or that won against an older reference."""
-        for decision in list(self._history.latest.values()):
+        for decision in list(self.history.latest.values()):
             name = decision.hypothesis_id
-            if not decision.requeue or self._history.decision_about(name) is not decision:
+            if not decision.requeue or self.history.decision_about(name) is not decision:
                 continue
-            run = self._project.layout.run(decision.experiment_id)
+            run = self.project.layout.run(decision.experiment_id)
             try:
                 diff = read_bytes(run.diff, DIFF_LIMIT).decode("utf-8", "surrogateescape")
             except (FileNotFoundError, RecordError):
                 continue  # it was lost before there was a change
             if diff:
-                title = self._project.repository.subject(decision.commit)
+                title = self.project.repository.subject(decision.commit)
                 yield Experiment(Change(patch=diff), title=title, hypothesis_id=name)
 
 
+@dataclass
 class QueueSource:
     """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
 
-    def __init__(
-        self, project: Project, history: LiveHistory, queue: Queue, proposer: Proposer | None
-    ) -> None:
-        self._project = project
-        self._history = history
-        self._queue = queue
-        self._proposer = proposer
-        self._index = ExperimentIndex(project, history)
-        self._steering = SteeringFiles(project.layout)
+    project: Project
+    history: LiveHistory
+    queue: Queue
+    proposer: Proposer | None
+
+    def __post_init__(self) -> None:
+        self._index = ExperimentIndex(self.project, self.history)
+        self._steering = SteeringFiles(self.project.layout)
 
     def next(self, count: int) -> list[Experiment]:
-        inbox.take_inbox(self._queue)
+        inbox.take_inbox(self.queue)
         self.tidy()
         refused: dict[str, str] = {}
         for _ in range(ASKED):
-            missing = count - len(self._queue.pending())
-            if missing <= 0 or not self._proposer or self._ask(self._proposer, missing, refused):
+            missing = count - len(self.queue.pending())
+            if missing <= 0 or not self.proposer or self._ask(self.proposer, missing, refused):
                 break
-        return [Experiment.of(hypothesis) for hypothesis in self._queue.pending()[:count]]
+        return [Experiment.of(hypothesis) for hypothesis in self.queue.pending()[:count]]
 
     def tidy(self) -> None:
         """Close what was decided for good, also after a kill."""
-        for hypothesis in self._queue.pending():
+        for hypothesis in self.queue.pending():
             name = hypothesis.hypothesis_id
-            decision = self._history.decision_about(name)
+            decision = self.history.decision_about(name)
             if decision is not None and not decision.requeue:
                 outcome = f"{decision.decision_status}: {decision.reason}"
-                self._queue.abandon(name, outcome, closed="completed")
+                self.queue.abandon(name, outcome, closed="completed")
 
     def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
         """Ask for proposals, validate and queue them; return whether any was taken."""
         self._index.refresh()
-        reference = Reference.of(self._index, self._project.reference())
+        reference = Reference.of(self._index, self.project.reference())
         state = SearchState(self._index, reference, self._steering.combined())
-        situation = replace(state.situation(self._queue), refused=dict(refused))
+        situation = replace(state.situation(self.queue), refused=dict(refused))
         taken = 0
         for proposal in proposer.propose(situation, count):
-            reason = state.reason_against(proposal, self._queue.open())
+            reason = state.reason_against(proposal, self.queue.open())
             if reason:
                 refused[proposal.title] = reason
             else:
-                self._queue.add(proposal, proposer=proposer.name)
+                self.queue.add(proposal, proposer=proposer.name)
                 taken += 1
         return taken > 0
 
