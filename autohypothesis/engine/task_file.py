@@ -52,7 +52,7 @@ class TaskFileError(TaskError):
     def __init__(
         self, path: Path, problems: Iterable[TaskProblem], marks: Marks | None = None
     ) -> None:
-        lines = sorted((_line(problem.location, marks or {}), str(problem)) for problem in problems)
+        lines = sorted((line_of(each.location, marks or {}), str(each)) for each in problems)
         self.lines = [f"{path}:{line}: {words}" for line, words in dict.fromkeys(lines)]
         super().__init__(
             "\n".join(self.lines), hint="`python orchestrator.py schema task` lists what it may say"
@@ -210,7 +210,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise wrong("is not a mapping of keys to values")
-        if problems := list(_mark(node, (), marks, set())):
+        if problems := list(mark_lines(node, (), marks, set())):
             raise TaskFileError(path, problems, marks)
         return loader.construct_document(node), marks
     except OSError as error:
@@ -224,7 +224,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
         raise wrong("is nested too deep") from error
 
 
-def _mark(
+def mark_lines(
     node: yaml.Node, location: Location, marks: Marks, seen: set[int]
 ) -> Iterator[TaskProblem]:
     """Note the lines of all that is in `node`; refuse what a plain file never has."""
@@ -235,7 +235,7 @@ def _mark(
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _mark(item, (*location, index), marks, seen)
+            yield from mark_lines(item, (*location, index), marks, seen)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*location, str(key.value))
@@ -244,10 +244,10 @@ def _mark(
             elif not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 yield TaskProblem(inner, "is not a plain name")
             marks[inner] = key.start_mark.line + 1
-            yield from _mark(value, inner, marks, seen)
+            yield from mark_lines(value, inner, marks, seen)
 
 
-def _line(location: Location, marks: Mapping[Location, int]) -> int:
+def line_of(location: Location, marks: Mapping[Location, int]) -> int:
     """Return the line of `location`, or of the nearest thing around it that has one."""
     around = (location[:end] for end in range(len(location), -1, -1))
     return next((marks[location] for location in around if location in marks), 1)

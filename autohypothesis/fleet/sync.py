@@ -127,7 +127,8 @@ class _Sync:
         self._name_asides()
         if self.folded.judged.readable:
             self._results()
-        board = tables.leaderboard(self.folded, self.tag, self._active_workers())
+        heartbeats = sorted(self.layout.heartbeat("any").parent.glob("[!.]*.json"))
+        board = tables.leaderboard(self.folded, self.tag, sum(map(self._at_work, heartbeats)))
         self._dated(self.layout.leaderboard, board)
         if not light:
             self._age(self.layout.fleet_brief, everything, lambda: self._brief(board))
@@ -171,10 +172,6 @@ class _Sync:
             return self.folded.judged.last_tag
         facts = (entry.facts for entry in self.folded.entries.values())
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
-
-    def _active_workers(self) -> int:
-        paths = sorted(self.layout.heartbeat("any").parent.glob("[!.]*.json"))
-        return sum(map(self._at_work, paths))
 
     def _at_work(self, path: Path) -> bool:
         try:

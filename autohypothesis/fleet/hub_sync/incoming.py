@@ -171,6 +171,7 @@ LEASE_RUNS = 6
 """A right is asked for so many budgets: the run before it, its own, and what it takes to tell."""
 LEAST_LEASE_S, LONGEST_LEASE_S = 900.0, 86_400.0
 _LOOK_BACK = 50
+"""Runs, the latest folder first, among which a worker's own is looked for."""
 
 
 def claim_change(
@@ -211,8 +212,11 @@ def claim_change(
 
 def _last_run(project: Project, worker_id: str) -> Runtime:
     """Return that of this worker's newest run; of another worker's where it has none."""
-    other = Runtime()
-    for name in _newest_runs(project.layout):
+    other, newest = Runtime(), list[tuple[int, str]]()
+    with suppress(OSError), os.scandir(project.layout.runs) as entries:
+        stamps = ((each.stat(follow_symlinks=False).st_mtime_ns, each.name) for each in entries)
+        newest = nlargest(_LOOK_BACK, (stamp for stamp in stamps if ID.fullmatch(stamp[1])))
+    for _, name in newest:
         found = load_or_none(Metadata, project.layout.run(name).metadata)
         if found is None or found.run.tag != project.active() or not found.runtime.platform_key:
             continue
@@ -220,13 +224,3 @@ def _last_run(project: Project, worker_id: str) -> Runtime:
             return found.runtime
         other = other if other.platform_key else found.runtime
     return other
-
-
-def _newest_runs(layout: Layout) -> list[str]:
-    """Return names of runs, the latest folder first; a few are enough to find one's own."""
-    try:
-        with os.scandir(layout.runs) as entries:
-            found = [(each.stat(follow_symlinks=False).st_mtime_ns, each.name) for each in entries]
-    except OSError:
-        return []
-    return [name for _, name in nlargest(_LOOK_BACK, found) if ID.fullmatch(name)]

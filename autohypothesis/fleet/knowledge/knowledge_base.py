@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -288,26 +289,23 @@ class WarmStart:
     """Lines that were of no use, and columns that are missing."""
 
     @property
+    def kept(self) -> list[TableLine]:
+        return [line for line in self.tried if line.status == "keep"]
+
+    @property
     def first(self) -> TableLine | None:
         """The first line that was kept: where that search began."""
-        return next((line for line in self.tried if line.status == "keep"), None)
+        return next(iter(self.kept), None)
 
     @property
     def best(self) -> TableLine | None:
-        kept = [line for line in self.tried if line.status == "keep"]
-        return min(kept, key=lambda line: line.value or 0.0, default=None)
+        return min(self.kept, key=lambda line: line.value or 0.0, default=None)
 
     def findings(self) -> list[Finding]:
         """Return what helped most, what did not, and what failed; bounded."""
-        kept = [line for line in self.tried if line.status == "keep"]
-        values = [line.value or 0.0 for line in kept]
-        changes = [
-            (value - best, line)
-            for value, best, line in zip(
-                values[1:], accumulate(values, min), kept[1:], strict=False
-            )
-        ]
-        changes.sort(key=lambda change: change[0])
+        values = [line.value or 0.0 for line in self.kept]
+        gains = map(sub, values[1:], accumulate(values, min))
+        changes = sorted(zip(gains, self.kept[1:], strict=True), key=lambda change: change[0])
         worse = [line for line in self.tried if line.status == "discard"][-DISCARDED:]
         failed = [line for line in self.tried if line.status == "crash"][-CRASHED:]
         return [

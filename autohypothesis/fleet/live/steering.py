@@ -41,7 +41,9 @@ def parse(text: str) -> Steering:
         ValueError: in words that follow the file's name: "line 12: unknown key 'frozn' ...".
     """
     first, block = _block(text.splitlines())
-    data = _load_yaml(first, block)
+    if not block:  # nearly every page: spare it the import of YAML
+        return Steering()
+    data, marks = _load_yaml(first, block)
     if data is None:
         return Steering()
     if not isinstance(data, dict):
@@ -49,8 +51,13 @@ def parse(text: str) -> Steering:
     try:
         steering = Steering.model_validate(data)
     except ValidationError as error:
-        raise _refused(first, block, error) from None
-    _check_numbers(first, block, data, steering)
+        problem = error.errors(include_url=False, include_input=False)[0]
+        words, where = str(problem["msg"]).removeprefix("Value error, "), problem["loc"]
+        unknown = re.search(r"unknown key '([^']*)'", words)
+        line = marks.line((unknown[1],) if unknown else where)
+        name = ".".join(map(str, where))
+        raise _error(line, f"{name}: {words}" if name else words) from None
+    _check_numbers(marks, data, steering)
     return steering
 
 
@@ -73,13 +80,31 @@ def _block(lines: list[str]) -> tuple[int, list[str]]:
     return 1, []
 
 
-def _load_yaml(first: int, block: list[str]) -> Any:
-    if not block:  # nearly every page: spare it the import
-        return None
+class _Marks(NamedTuple):
+    """Where each key and item of a block stands."""
+
+    first: int
+    lines: dict[tuple[str | int, ...], int]
+
+    def line(self, location: tuple[str | int, ...]) -> int:
+        from autohypothesis.engine.task_file import line_of
+
+        return self.first - 1 + line_of(location, self.lines)
+
+
+def _load_yaml(first: int, block: list[str]) -> tuple[Any, _Marks]:
     import yaml
 
+    from autohypothesis.engine.task_file import mark_lines
+
+    marks = _Marks(first, {})
     try:
-        return yaml.safe_load("\n".join(block))
+        loader = yaml.SafeLoader("\n".join(block))
+        node = loader.get_single_node()
+        if node is None:
+            return None, marks
+        list(mark_lines(node, (), marks.lines, set()))  # what it refuses is fine here
+        return loader.construct_document(node), marks
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = first + (min(mark.line, len(block) - 1) if mark is not None else 0)
@@ -89,37 +114,15 @@ def _load_yaml(first: int, block: list[str]) -> Any:
         raise _error(first, f"is not YAML: {type(error).__name__}") from None
 
 
-def _refused(first: int, block: list[str], error: ValidationError) -> ValueError:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    words = str(problem["msg"]).removeprefix("Value error, ")
-    where = [str(part) for part in problem["loc"]]
-    unknown = re.search(r"unknown key '([^']*)'", words)
-    names = [unknown[1]] if unknown else where[:2]
-    return _error(_line_of(first, block, names), f"{'.'.join(where)}: {words}" if where else words)
-
-
-def _line_of(first: int, block: list[str], names: list[str]) -> int:
-    """Return the line of the last of `names` that can be found."""
-    line = first
-    for name in names:
-        for index, text in enumerate(block):
-            if re.match(rf"\s*(?:-\s+)?['\"]?{re.escape(name)}['\"]?\s*:", text):
-                line = first + index
-                break
-    return line
-
-
-def _check_numbers(
-    first: int, block: list[str], data: Mapping[str, Any], steering: Steering
-) -> None:
+def _check_numbers(marks: _Marks, data: Mapping[str, Any], steering: Steering) -> None:
     """Refuse what the model lets pass: a limit that is no number, a range without a value."""
     limit = data.get("memory_limit_mb")
     if limit is not None and (steering.memory_limit_mb is None or steering.memory_limit_mb <= 0):
-        line = _line_of(first, block, ["memory_limit_mb"])
+        line = marks.line(("memory_limit_mb",))
         raise _error(line, f"memory_limit_mb: {limit!r} is no number of MiB over 0")
     for name, (low, high) in steering.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-            line = _line_of(first, block, ["ranges", name])
+            line = marks.line(("ranges", name))
             raise _error(line, f"ranges.{name}: {low:g} to {high:g} holds no value")
 
 

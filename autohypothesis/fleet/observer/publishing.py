@@ -190,7 +190,10 @@ class BackgroundTasks:
         if (self._thread is not None and self._thread.is_alive()) or now < self._look:
             return
         self._look = now + REGISTRY_S
-        layout, repeats = self.project.layout, self._count_repeated_runs()
+        every = (each for each in self.history.latest.values() if each.metric_value is not None)
+        counts = Counter((each.commit, each.platform_key) for each in every)
+        repeats = sum(count for count in counts.values() if count > 1)
+        layout = self.project.layout
         if (about := (repeats, file_stamp(layout.registry))) != self._about:
             self._about, self._tries = about, 0
         if repeats in (0, self._figure_of) or self._tries >= TRIES or now < self._due:
@@ -202,11 +205,6 @@ class BackgroundTasks:
             target=self._run, args=(repeats,), name="background tasks", daemon=True
         )
         self._thread.start()
-
-    def _count_repeated_runs(self) -> int:
-        valued = (each for each in self.history.latest.values() if each.metric_value is not None)
-        counts = Counter((each.commit, each.platform_key) for each in valued)
-        return sum(count for count in counts.values() if count > 1)
 
     def _run(self, repeats: int) -> None:
         """Have the noise worked out from `repeats` runs, if the tool is published."""
