@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +81,7 @@ class Letters:
         (self.folder / "task.yaml").write_text(TASK.format(timeout=timeout) + more)
         (self.folder / "mutate.py").write_text(mutate)
         (self.folder / "score.py").write_text(score)
-        run_git(self.root, "add", "-A")
-        run_git(self.root, "commit", "-qm", "the task")
+        self.commit("the task")
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """A process of its own, to be killed or interrupted."""
@@ -93,18 +91,18 @@ class Letters:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def edit_task(self, old: str, new: str) -> None:
-        """Replace a part of the task file, not committed."""
+    def edit_task(self, old: str, new: str, *, commit: bool = False) -> None:
+        """Replace a part of the task file."""
         file = self.folder / "task.yaml"
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new, 1))
+        if commit:
+            self.commit("edited")
 
-    def until(self, condition: Callable[[], object]) -> None:
-        limit = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+    def commit(self, subject: str) -> None:
+        run_git(self.root, "add", "-A")
+        run_git(self.root, "commit", "-qm", subject)
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> Ran:
         """`task run` on the task."""

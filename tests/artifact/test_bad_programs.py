@@ -160,26 +160,19 @@ def test_an_edit_of_the_user_while_a_mutator_works_stays(
     assert run_git(letters.root, "show", f"{ref}:README.md") == "A repository."
 
 
-def with_preflight(letters: Letters) -> None:
+def with_preflight(letters: Letters, code: str) -> None:
     """Have the task run check.py before each candidate."""
-    task = letters.folder / "task.yaml"
-    task.write_text(task.read_text().replace(
-        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
-    ))  # fmt: skip
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "a preflight")
+    (letters.folder / "check.py").write_text(code)
+    check = "{device: cpu, preflight: [python, tasks/letters/check.py]}"
+    letters.edit_task("{device: cpu}", check, commit=True)
 
 
 def test_a_preflight_runs_in_the_sandbox_too(letters: Letters) -> None:
     if sandbox.best_kind() == "none":
         pytest.skip("no sandbox works here")
     marker = letters.root.parent / "escaped"
-    check = letters.folder / "check.py"
-    check.write_text(
-        f"try:\n    open({str(marker)!r}, 'w')\nexcept OSError:\n    pass\n"
-        "print('{\"ok\": true}')\n"
-    )
-    with_preflight(letters)
+    code = f"try:\n    open({str(marker)!r}, 'w')\nexcept OSError:\n    pass\n"
+    with_preflight(letters, code + "print('{\"ok\": true}')\n")
     assert letters.once().only["exit_codes"]["scorer"] == 0
     assert not marker.exists()
 
@@ -208,11 +201,8 @@ def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
     letters.write(mutate=BOMB if where == "mutator" else EDIT)
     if where == "preflight":
         honest = "print('{\"ok\": true}')"
-        (letters.folder / "check.py").write_text(
-            "text = open('tasks/letters/text.txt').read()\n"
-            f"exec({BOMB!r} if 'xx' in text else {honest!r})\n"
-        )
-        with_preflight(letters)
+        code = f"exec({BOMB!r} if 'xx' in text else {honest!r})\n"
+        with_preflight(letters, "text = open('tasks/letters/text.txt').read()\n" + code)
     began = time.monotonic()
     line = letters.once().only
     assert (line["status"], line["reason"]) == ("crash", "code_error"), line
@@ -241,33 +231,6 @@ def test_a_mutator_that_replaces_the_link_to_git_runs_nothing_of_its_own(
 
 
 # name, the scorer, (status, reason), words of the detail; test_scoring.py has the others
-SCORERS = [
-    ("prints two scores", SCORE + SCORE.replace("text.count", "1 + text.count"),
-     ("crash", "invalid"), "2 scores"),
-    ("prints infinity", "print('{\"score\": 1e999}')", ("crash", "no_metric"), "no finite"),
-    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 1 s"),
-    ("prints nested JSON that is far too deep", "print('{\"score\":' + '[' * 100_000)",
-     ("crash", "no_metric"), "no JSON"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("code", "came", "words"), [one[1:] for one in SCORERS], ids=[one[0] for one in SCORERS]
-)
-def test_a_scorer_that(letters: Letters, code: str, came: tuple[str, str], words: str) -> None:
-    """The reference has its score already; the rubric spoils when it sees an x."""
-    spoiled = "".join(f"    {line}\n" for line in code.splitlines())
-    honest = SCORE.replace("print(", "if 'x' not in text:\n    print(")
-    letters.write(mutate=EDIT, score=f"{honest}if 'x' in text:\n{spoiled}")
-    task = letters.folder / "task.yaml"
-    text = task.read_text()
-    task.write_text(text.replace("timeout_seconds: 20}\nobj", "timeout_seconds: 1}\nobj"))
-    run_git(letters.root, "commit", "-qam", "one second", "--allow-empty")
-    before = letters.state()
-    line = letters.once().only
-    assert (line["status"], line["reason"]) == came
-    assert words in line["detail"]
-    assert letters.state() == before
 
 
 LATER = "raise SystemExit(75)"
@@ -304,32 +267,23 @@ def test_a_scorer_could_not_judge_when_it(
     assert board["keep_rate"] is None
 
 
-def test_a_scorer_that_can_judge_the_third_time_is_believed_then(
-    letters: Letters, no_pause: None
+@pytest.mark.parametrize(
+    ("fails_if", "expected"),
+    [("True", ["keep"]), ("'x' in text", ["lost", "lost", "keep"])],
+    ids=["the reference", "a change"],
+)
+def test_what_can_be_judged_the_third_time_is_believed_then(
+    letters: Letters, no_pause: None, fails_if: str, expected: list[str]
 ) -> None:
     tries = letters.root.parent / "tries"
     score = SCORE + (
-        f"if 'x' in text:\n    with open({str(tries)!r}, 'a') as tries:\n        tries.write('x')\n"
+        f"if {fails_if}:\n    with open({str(tries)!r}, 'a') as tries:\n        tries.write('x')\n"
         "        tries.tell() > 2 or exit(75)\n"
     )
     letters.write(mutate=EDIT, score=score, more="sandbox: none\n")
     ran = letters.once()
-    assert (ran.code, [line["status"] for line in ran.lines]) == (0, ["lost", "lost", "keep"])
-    assert tries.read_text() == "xxx"
-
-
-def test_a_reference_that_cannot_be_judged_at_first_is_measured_again(
-    letters: Letters, no_pause: None
-) -> None:
-    tries = letters.root.parent / "tries"
-    letters.write(
-        mutate=EDIT,
-        score=f"with open({str(tries)!r}, 'a') as tries:\n    tries.write('x')\n"
-        f"    tries.tell() > 1 or exit(75)\n{SCORE}",
-        more="sandbox: none\n",
-    )
-    assert letters.once().only["status"] == "keep"
-    assert tries.read_text() == "xxx"
+    assert (ran.code, [line["status"] for line in ran.lines]) == (0, expected), ran.said
+    assert tries.read_text().startswith("xxx")
 
 
 def test_a_mutator_that_asks_to_be_tried_later_could_make_no_change(
@@ -349,12 +303,12 @@ def test_a_preflight_that_could_not_judge_is_run_again(
     letters: Letters, no_pause: None, judges: bool
 ) -> None:
     tries = letters.root.parent / "tries"
-    (letters.folder / "check.py").write_text(
-        f"with open({str(tries)!r}, 'a') as tries:\n    tries.write('x')\n"
-        f"    tries.tell() % {TRIES if judges else 99} and exit(75)\nprint('{{\"ok\": true}}')\n"
-    )
     letters.write(mutate=EDIT, more="sandbox: none\n")
-    with_preflight(letters)
+    with_preflight(
+        letters,
+        f"with open({str(tries)!r}, 'a') as tries:\n    tries.write('x')\n"
+        f"    tries.tell() % {TRIES if judges else 99} and exit(75)\nprint('{{\"ok\": true}}')\n",
+    )
     ran = letters.once()
     if judges:
         assert ran.only["status"] == "keep"
@@ -384,11 +338,8 @@ def with_runner(letters: Letters, code: str) -> None:
         "from pathlib import Path\nexec(Path('tasks/letters/text.txt').read_text())\n"
     )
     letters.text.write_text("a = 'x'\n")
-    task = letters.folder / "task.yaml"
-    text = task.read_text().replace("run: {device: cpu}", RUNNER.format())
-    task.write_text(text.replace("mutate.py]\nmut", "mutate.py, run.py]\nmut"))
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "a runner")
+    letters.edit_task("{device: cpu}", "{command: [python, tasks/letters/run.py], device: cpu}")
+    letters.edit_task("mutate.py]\nmut", "mutate.py, run.py]\nmut", commit=True)
 
 
 LINKED = "import os; os.symlink({victim!r}, os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/../score.log')"
@@ -408,44 +359,6 @@ def test_a_log_is_never_written_through_what_a_training_put_in_its_place(
         assert letters.once().lines, "an iteration without a record"
         assert time.monotonic() - began < 60
         assert victim.read_text() == "mine"
-
-
-def test_a_runner_that_shadows_what_the_scorer_imports_is_invalid(
-    letters: Letters, held_by: str
-) -> None:
-    forged = "def dumps(value): return chr(123) + '\"score\": 9999' + chr(125)"
-    with_runner(letters, f"open('tasks/letters/json.py', 'w').write({forged!r})")
-    before = letters.state()
-    line = letters.once().only
-    assert (line["status"], line["reason"]) == ("crash", "invalid"), line
-    assert "tasks/letters/json.py was made beside the scorer" in line["detail"]
-    assert letters.state() == before
-
-
-RUNNER = "run: {{command: [python, tasks/letters/run.py], device: cpu}}"
-
-
-@pytest.mark.parametrize(
-    ("held_by", "code", "words"),
-    [
-        ("bwrap", "open('tasks/letters/score.py', 'a').write('#')",
-         "tasks/letters/score.py was changed"),
-        ("landlock", "open('tasks/letters/text.txt', 'a').write('xxx')",
-         "tasks/letters/text.txt was changed"),
-        ("none", "import os; os.unlink('README.md')", "README.md was deleted"),
-    ],
-    indirect=["held_by"],
-)  # fmt: skip
-def test_a_runner_that_touches_the_rubric_is_invalid(
-    letters: Letters, held_by: str, code: str, words: str
-) -> None:
-    """The candidate is the program itself: what it does when it is run is its own idea."""
-    with_runner(letters, code)
-    before = letters.state()
-    ran = letters.once()
-    assert (ran.only["status"], ran.only["reason"]) == ("crash", "invalid"), ran.said
-    assert words in ran.only["detail"]
-    assert letters.state() == before
 
 
 WITHOUT_PAUSE = (

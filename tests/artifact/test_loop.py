@@ -16,7 +16,7 @@ import pytest
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from tests.artifact.conftest import MUTATE, SCORE, Letters
-from tests.conftest import ROOT, Answer, run_git
+from tests.conftest import ROOT, Answer, run_git, wait_until
 
 FIELDS = {
     "task_id", "status", "reason", "candidate_score", "diff_summary", "iteration_id",
@@ -54,8 +54,7 @@ def test_a_branch_that_is_dirty_or_elsewhere_is_left_alone_and_told(letters: Let
     run_git(letters.root, "checkout", "-q", "README.md")
     run_git(letters.root, "switch", "-qc", "elsewhere")
     (letters.root / "other.txt").write_text("mine")
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "mine")
+    letters.commit("mine")
     ran = letters.run("--seed", "2")
     assert "which your branch is not built on" in ran.said
     assert ran.only["status"] == "keep" and ran.only["baseline_score"] > 0
@@ -122,8 +121,7 @@ def test_a_keep_that_was_not_moved_to_is_not_lost_by_a_commit_of_the_user(
 
 def test_a_task_and_a_training_search_do_not_share_a_tag(letters: Letters) -> None:
     (letters.root / "train.py").write_text('print("val_bpb: 1.5\\npeak_vram_mb: 1")\n')
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "a training")
+    letters.commit("a training")
     letters.run("--seed", "1")
     refused = letters("run-experiment", "--baseline", "--settle", "--tag", "letters")
     assert refused.returncode == 1 and "is a search of task 'letters'" in refused.stderr
@@ -167,9 +165,6 @@ def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -
     letters.edit_task(", mutate.py]", "]")
     bad = checked()
     assert bad.returncode == 1 and "there is no script 'tasks/letters/mutate.py'" in bad.stdout
-    letters.edit_task("mutator:", "mutater:")
-    wrong = checked()
-    assert wrong.returncode == 2 and "did you mean 'mutator'" in wrong.stderr
 
 
 def test_the_published_wrapper_runs_one_iteration(letters: Letters, tmp_path: Path) -> None:
@@ -246,7 +241,7 @@ def test_a_killed_confirmation_is_finished_with_the_task_that_it_began_with(
                   more="policy: {replicates: 1}\n")  # fmt: skip
     process = letters.start("task", "run", "tasks/letters")
     plans = letters.root / "research" / "plans"
-    letters.until(lambda: list(plans.glob("h-*-0002-1.json")))
+    wait_until(lambda: list(plans.glob("h-*-0002-1.json")))
     process.kill()
     process.communicate()
     letters.edit_task("timeout_seconds: 20}\nobj", "timeout_seconds: 21}\nobj")
@@ -272,22 +267,22 @@ def test_the_plan_of_another_process_is_forgotten_once_that_is_gone(letters: Let
 
 
 @pytest.mark.parametrize(
-    ("more", "most"),
-    [("budget: {hours: 0.0000001}\n", 0), ("policy: {patience: 1}\n", 1)],
-    ids=["hours", "patience"],
+    ("letter", "old", "new", "most"),
+    [
+        ("y", "mutator:", "budget: {hours: 0.0000001}\nmutator:", 0),
+        ("y", "mutator:", "policy: {patience: 1}\nmutator:", 1),
+        ("x", "min_delta: 0.5", "min_delta: 0.5, target: 1", 1),
+    ],
+    ids=["hours", "patience", "target"],
 )
-def test_a_limit_of_the_task_ends_the_loop(letters: Letters, more: str, most: int) -> None:
-    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"y"'), more=more)
+def test_a_limit_of_the_task_ends_the_loop(
+    letters: Letters, letter: str, old: str, new: str, most: int
+) -> None:
+    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', repr(letter)))
+    letters.edit_task(old, new, commit=True)
     ran = letters.run("--iterations", "0")
     assert ran.code == 0 and len(ran.lines) == most
-
-
-def test_a_target_ends_the_loop(letters: Letters) -> None:
-    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'))
-    letters.edit_task("min_delta: 0.5", "min_delta: 0.5, target: 1")
-    ran = letters.run("--iterations", "0")
-    assert ran.code == 0 and ran.only["candidate_score"] >= 1
-    assert letters.run("--iterations", "3").lines == []
+    assert letters.run("--iterations", "3").lines == [] or letter == "y"
 
 
 def test_a_second_loop_is_refused_by_name_and_ctrl_c_leaves_nothing_behind(
@@ -300,7 +295,7 @@ def test_a_second_loop_is_refused_by_name_and_ctrl_c_leaves_nothing_behind(
     )  # fmt: skip
     before = letters.state()
     process = letters.start("task", "run", "tasks/letters")
-    letters.until(marker.exists)
+    wait_until(marker.exists)
     second = letters.run()
     assert second.code == 1 and "task run letters" in second.said
     assert f"pid {process.pid}" in second.said

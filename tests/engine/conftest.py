@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
 from tests.conftest import NewRepository, run_git
 from tests.engine.searching import Search
 
@@ -57,6 +59,12 @@ def task() -> Task:
     return foreign_task()
 
 
+@pytest.fixture
+def project(foreign: Path) -> Project:
+    """A search in a script of somebody's."""
+    return Project.open(foreign).with_tag("t")
+
+
 def commit_of(repository: Repository, **files: bytes) -> str:
     """Commit HEAD with other `files` (`train_py=...`), without a checkout."""
     head = repository.head()
@@ -69,6 +77,16 @@ def committed(repository: Repository) -> str:
     run_git(repository.root, "add", "-A")
     run_git(repository.root, "commit", "-q", "-m", "more")
     return repository.head()
+
+
+@pytest.fixture
+def search(
+    repository: Repository, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> Search:
+    """A search of `task` whose experiments a test writes."""
+    monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", str(tmp_path / "locks"))
+    project = Project(repository, Layout(repository.root), task, None)
+    return Search(project.with_tag("t"), task)
 
 
 @pytest.fixture

@@ -60,18 +60,13 @@ def nested(nested_template: Path, tmp_path: Path) -> Repository:
     return Repository(Path(shutil.copytree(nested_template, tmp_path / "top")))
 
 
-def test_submodules_are_checked_out_at_their_commits(nested: Repository, task: Task) -> None:
-    made = checked_out(nested, task)
-    assert (made.path / "lib" / "part" / "p.py").read_text() == "P = 1\n"
-    assert (made.path / "lib" / "part" / "deep" / "d.txt").read_text() == "deep\n"
-    assert {"lib/part/p.py", "lib/part/deep/d.txt"} <= made.files.keys()
-    assert not list(made.path.rglob(".git"))
-
-
 def test_a_submodule_stands_at_the_commit_that_each_candidate_names(
     nested: Repository, task: Task, git: Git
 ) -> None:
     before = nested.head()
+    made = checked_out(nested, task)
+    assert {"lib/part/p.py", "lib/part/deep/d.txt"} <= made.files.keys()
+    assert not list(made.path.rglob(".git"))
     inside = nested.root / "lib" / "part"
     (inside / "p.py").write_text("P = 2\n")
     (inside / "new.py").write_text("N = 1\n")
@@ -98,18 +93,6 @@ def test_a_changed_file_of_a_submodule_is_seen_and_put_right(
     assert inspect(nested, made.path, before) == ["lib/part/deep/d.txt was changed"]
     checked_out(nested, task)
     assert file.read_text() == "deep\n"
-
-
-def test_a_submodule_that_was_never_fetched_is_refused_with_the_command(
-    nested: Repository, task: Task
-) -> None:
-    shutil.rmtree(nested.root / ".git" / "modules" / "lib" / "part")
-    shutil.rmtree(nested.root / "lib" / "part")
-    with pytest.raises(GitError, match="submodule lib/part"):
-        git_export.refuse_missing(nested, nested.head())
-    with pytest.raises(GitError, match="submodule lib/part is not here") as refused:
-        checked_out(nested, task)
-    assert "git submodule update --init --recursive -- lib/part" in str(refused.value)
 
 
 def test_a_filter_that_a_submodules_repository_configures_never_runs(
@@ -235,11 +218,6 @@ def names_of(folder: Path) -> set[str]:
 TRACKED = {"train.py", ".gitignore", "lib/a.py"}
 
 
-def test_without_a_pattern_nothing_is_included(with_data: Repository, task: Task) -> None:
-    made = checked_out(with_data, task)
-    assert names_of(made.path) == TRACKED and made.included == {}
-
-
 @pytest.mark.parametrize("where", ["file", "task"])
 def test_small_files_that_patterns_match_are_copied(
     with_data: Repository, task: Task, where: str
@@ -255,11 +233,6 @@ def test_small_files_that_patterns_match_are_copied(
     assert made.copies.keys() == copied
     assert made.included.keys() == {"data/", "lib/local.env", "notes.txt"}
     assert not any(path.is_symlink() for path in made.path.rglob("*"))
-
-
-def test_a_pattern_may_take_back_what_another_includes(with_data: Repository, task: Task) -> None:
-    include(with_data, "/data/*", "!/data/deep")
-    assert names_of(checked_out(with_data, task).path) == {*TRACKED, "data/x.txt"}
 
 
 def test_a_copy_is_made_again_when_the_original_changed(with_data: Repository, task: Task) -> None:
@@ -374,24 +347,25 @@ def test_a_folder_that_the_commit_fills_too_keeps_the_commits_files(
     assert (made.path / "data" / "deep" / "y.txt").exists()
 
 
-def test_what_we_made_ourselves_is_never_included(with_data: Repository, task: Task) -> None:
-    include(with_data, "*")
-    (with_data.root / "research").mkdir()
-    (with_data.root / "research" / "x.json").write_text("{}")
-    for _ in range(2):
-        names = names_of(checked_out(with_data, task).path)
-        assert not any(name.startswith(("research", "worktrees")) for name in names)
-
-
-def test_an_included_file_in_a_new_folder_beside_tracked_ones_is_there(
-    with_data: Repository, task: Task
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (["*"], {"data/x.txt", "data/deep/y.txt", "data/cache/z.npy", "lib/local.env", "notes.txt",
+                 "lib/cache/z.npy", "lib/cache/other", ".worktreeinclude"}),
+        (["/data/*", "!/data/deep"], {"data/x.txt", "data/cache/z.npy"}),
+        (["/lib/cache/z.npy"], {"lib/cache/z.npy"}),  # in a new folder beside tracked files
+    ],
+)  # fmt: skip
+def test_patterns_include_what_git_would_match_and_nothing_of_ours(
+    with_data: Repository, task: Task, lines: list[str], names: set[str]
 ) -> None:
-    cache = with_data.root / "lib" / "cache"
-    cache.mkdir()
-    (cache / "z.npy").write_text("z\n")
-    (cache / "other").write_text("o\n")
-    include(with_data, "/lib/cache/z.npy")
-    assert names_of(checked_out(with_data, task).path) == {*TRACKED, "lib/cache/z.npy"}
+    include(with_data, *lines)
+    for name in ("research/x.json", "data/cache/z.npy", "lib/cache/z.npy", "lib/cache/other"):
+        (with_data.root / name).parent.mkdir(exist_ok=True)
+        (with_data.root / name).write_text("{}")
+    os.mkfifo(with_data.root / "data" / "pipe")
+    for _ in range(2):  # the second time, our folder of worktrees is there
+        assert names_of(checked_out(with_data, task).path) == TRACKED | names
 
 
 def test_a_link_to_a_users_file_is_no_planted_module_and_no_run_may_turn_it(
@@ -427,12 +401,6 @@ def test_a_file_that_cannot_be_read_is_named(
         checked_out(with_data, task)
 
 
-def test_a_pipe_among_the_files_is_left_out(with_data: Repository, task: Task) -> None:
-    os.mkfifo(with_data.root / "data" / "pipe")
-    include(with_data, "data/")
-    assert not os.path.lexists(checked_out(with_data, task).path / "data" / "pipe")
-
-
 # ── a repository of its own ─────────────────────────────────────────────────────────────────
 
 
@@ -458,18 +426,13 @@ def test_a_script_that_asks_git_gets_a_repository_of_one_commit(
     shutil.move(secret, repository.root / ".git")
     again = checked_out(repository, task)
     assert git(again.path, "rev-parse", "HEAD") == first, "made anew, and the same for the same"
+    tree = repository.tree_with(repository.head(), {"train.py": b"A = 2\n"})
+    other = repository.commit_tree(tree, [repository.head()], "x\n")
+    Export(repository, "w").checkout(other, task)
+    assert git(made.path, "rev-parse", "HEAD") != first, "another tree is another version"
+    again = checked_out(repository, task)
     assert (again.path / "train.py").read_text() == "A = 1\n"
     assert not os.path.lexists(checked_out(repository, with_run(task, git=False)).path / ".git")
-
-
-def test_another_tree_is_another_version(repository: Repository, task: Task, git: Git) -> None:
-    task, head = with_run(task, git=True), repository.head()
-    tree = repository.tree_with(head, {"train.py": b"A = 2\n"})
-    versions = set()
-    for commit in (head, repository.commit_tree(tree, [head], "x\n"), head):
-        path = Export(repository, "w").checkout(commit, task).path
-        versions.add(git(path, "rev-parse", "--short=12", "HEAD"))
-    assert len(versions) == 2
 
 
 def test_a_repository_of_one_commit_has_its_submodules_files_too(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from autohypothesis import system
 from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import runner, shim
 from autohypothesis.engine.collect import collect, judge
@@ -17,18 +19,14 @@ from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.scoring import ModelScorer
-from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import Export
+from autohypothesis.engine.scoring import TIMED_OUT, CommandScorer, ModelScorer
+from autohypothesis.engine.task import Parse, ScorerConfig, Task
+from autohypothesis.engine.workspace import Before, Export
+from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
-from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import ExitRecord, Result, now
-
-
-@pytest.fixture
-def project(foreign: Path) -> Project:
-    return Project.open(foreign).with_tag("t")
 
 
 def ended(project: Project) -> RunSpec:
@@ -189,3 +187,137 @@ def test_a_fault_of_the_evaluator_is_not_charged_to_the_candidate(
     tmp_path: Path, score: dict[str, Any] | None, log: str, kind: str
 ) -> None:
     assert scored(tmp_path, score, log) == kind
+
+
+# ── what a scoring program says ─────────────────────────────────────────────────────────────
+
+ENDED = {"status": "exited", "exit_code": 0}
+
+
+@pytest.mark.parametrize(
+    ("printed", "answer", "value", "kind", "problem"),
+    [
+        ('{"score": 2, "metrics": {"a": 1}}', ENDED, 2.0, None, ""),
+        ('{"score": NaN}', ENDED, None, "no_metric", "no finite val_bpb: nan"),
+        ('{"score": "good"}', ENDED, None, "no_metric", "no finite val_bpb: 'good'"),
+        ('{"score": 1e999}', ENDED, None, "no_metric", "no finite val_bpb: inf"),
+        ('{"points": 1}', ENDED, None, "no_metric", "no finite val_bpb: None"),
+        ('{"score": 1}\n{"score": 1}', ENDED, None, "invalid", "2 scores; one run has one"),
+        ("", {**ENDED, "error": "it printed no JSON"}, None, "no_metric", "printed no JSON"),
+        ("", {"status": "exited", "exit_code": 3, "error": "it exited 3"}, None, "no_metric",
+         "the scorer failed: it exited 3"),
+        ("", {}, None, "no_metric", "it did not run"),
+        ("", {"status": "timeout", "error": f"{TIMED_OUT} 1 s"}, None, "timeout", TIMED_OUT),
+        ("", {"status": "processes", "error": "600 processes"}, None, "code_error", "600"),
+        ("", {"status": "exited", "exit_code": 75}, None, "infra", "EX_TEMPFAIL"),
+        ("", {"status": "signalled", "signal": 9}, None, "infra", "it was killed with SIGKILL"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", {"status": "exited", "exit_code": 1},
+         None, "oom", "failed"),
+        ("OSError: [Errno 28] No space left on device", {"status": "exited", "exit_code": 1},
+         None, "infra", "the disk is full"),
+        ("", {"status": "infra", "error": "it could not be watched"}, None, "infra", "be watched"),
+    ],
+)  # fmt: skip
+def test_the_answer_of_a_scoring_program_is_a_number_or_a_kind_of_failure(
+    tmp_path: Path, task: Task, printed: str, answer: dict[str, object], value: float | None,
+    kind: str | None, problem: str,
+) -> None:  # fmt: skip
+    run = Layout(tmp_path).run("h-1")
+    run.folder.mkdir(parents=True)
+    run.score_log.write_text(printed)
+    score = CommandScorer(task).score(run, record(answer), None)
+    assert (score.value, score.kind) == (value, kind), score.problem
+    assert problem in score.problem
+    assert score.attested == (value is not None)
+
+
+def test_a_number_is_read_by_its_pattern(tmp_path: Path, task: Task) -> None:
+    parse = Parse(format="regex", pattern=r"^acc=(?:(?P<score>[\d.]+)|x)$")
+    scorer = ScorerConfig(type="command", command=("a",), parse=parse)
+    run = Layout(tmp_path).run("h-1")
+    run.folder.mkdir(parents=True)
+    run.score_log.write_text("begin\nacc=0.5\nend\n")
+    answer = {**ENDED, "error": "it printed no JSON"}
+    score = CommandScorer(task.model_copy(update={"scorer": scorer})).score(
+        run, record(answer), None
+    )
+    assert (score.value, score.attested) == (0.5, True)
+
+
+def record(answer: dict[str, object]) -> ExitRecord:
+    document = {"experiment_id": "h-1", "status": "exited", "score": answer}
+    return ExitRecord.model_validate({**document, "started_at": now(), "ended_at": now()})
+
+
+# ── after a kill: the worktree of a run that nobody has judged yet is nobody else's ─────────
+
+
+def begun(project: Project) -> RunPaths:
+    """What is there before a shim starts."""
+    spec = RunSpec(
+        experiment_id="h-t-0001-1", task=project.task, commit=project.reference(), seed=1, tag="t",
+        worker_id="solo-0",
+    )  # fmt: skip
+    run = project.layout.run(spec.experiment_id)
+    before = Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
+    write_json(run.local, {"checkout": "/a", "before": before.model_dump(mode="json")})
+    write_json(run.run_spec, spec)
+    return run
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "stranger"])
+def test_a_run_that_can_never_be_collected_keeps_no_worktree(project: Project, damage: str) -> None:
+    run = begun(project)
+    if damage == "torn":
+        run.local.write_bytes(run.local.read_bytes()[:40])
+    elif damage == "gone":
+        run.local.unlink()
+    else:
+        write_json(run.local, {"checkout": "/a", "before": "yesterday"})
+    assert collecting.busy_workers(project.layout) == set()
+    own = {"pid": os.getpid(), "start": system.process_start(os.getpid()), "hostname": "here",
+           "host": system.host_id(), "boot": system.boot_id(), "experiment_id": "x"}  # fmt: skip
+    write_json(run.shim, own)
+    assert collecting.busy_workers(project.layout) == {"solo-0"}, "its shim lives"
+    write_json(run.shim, {**own, "host": "another"})
+    assert collecting.busy_workers(project.layout) == {"solo-0"}, "nobody here can tell"
+
+
+@pytest.mark.parametrize("state", ["absent", "dead", "finished"])
+def test_an_uncollected_run_keeps_its_worktree_whatever_became_of_its_shim(
+    project: Project, state: str
+) -> None:
+    run = begun(project)
+    if state != "absent":
+        write_json(run.shim, {"pid": 0})
+    if state == "finished":
+        write_json(run.exit, {"status": "exited"})
+    assert collecting.busy_workers(project.layout) == {"solo-0"}
+    with runner.free_worker(project) as worker:
+        assert worker == "solo-1"
+    write_json(run.result, {"status": "failed"})
+    with runner.free_worker(project) as worker:
+        assert worker == "solo-0"
+
+
+def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AutohypothesisError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.LocalExecutor, "collect", refuse)
+        patch.setattr(collecting, "collect", refuse)
+        with pytest.raises(AutohypothesisError, match="not now"):
+            runner.run(project, Experiment(Change()))
+        patch.setattr(runner.LocalExecutor, "collect", lambda *_: None)
+        second = Experiment(Change(overrides={"RATE": 0.2}))
+        with pytest.raises(AutohypothesisError, match="not now"):
+            patch.setattr(runner.LocalExecutor, "collect", refuse)
+            runner.run(project, second)
+    assert collecting.busy_workers(project.layout) == {"solo-0", "solo-1"}
+    collected = collecting.collect_ended(project.repository, project.layout)
+    assert len(collected) == 2
+    for experiment_id in collected:
+        assert '"completed"' in project.layout.run(experiment_id).result.read_text()

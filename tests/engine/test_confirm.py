@@ -69,12 +69,6 @@ def _collect(project: Project, executor: LocalExecutor, experiment_id: str) -> N
     executor.collect(experiment_id)
 
 
-def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
-    made = runner.run(project, needed(project, win).runs[0])
-    assert made.experiment_id.startswith("h-t-")
-    assert runner.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
-
-
 def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
     project: Project, win: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

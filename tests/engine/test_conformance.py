@@ -16,11 +16,6 @@ from autohypothesis.schema import ExitRecord, now
 from autohypothesis.testing import ExecutorSuite, ScorerSuite
 
 
-@pytest.fixture
-def project(foreign: Path) -> Project:
-    return Project.open(foreign).with_tag("t")
-
-
 class TestLocalExecutor(ExecutorSuite):
     @pytest.fixture
     def executor(self, project: Project) -> Executor:

@@ -20,12 +20,10 @@ DEPTH = profile.depth  # layers – not heads
 BETAS = 0.8, 0.95
 ÄÖ = "ü"; LR = 4e-2 # after a multibyte name
 TOTAL: int = 2**19
-P = (0.5)
 WINDOWS = [
     (1, 2),  # lost when the list is replaced
 ]
 NAME = 'one' "two"
-FLAG = False
 NOTHING = None
 NEGATIVE = -1
 SEED = 3
@@ -41,30 +39,18 @@ build = profile.build()
         ({"Lr": 1}, "LR = 4e-2 # after", "LR = 1.0 # after"),
         ({"äö": "ß'\""}, 'ÄÖ = "ü";', "ÄÖ = 'ß\\'\"';"),
         ({"total": 2.0**18}, "TOTAL: int = 2**19", "TOTAL: int = 262144"),
-        ({"p": 0.25}, "P = (0.5)", "P = (0.25)"),
         ({"name": "x"}, "NAME = 'one' \"two\"", "NAME = 'x'"),
-        ({"flag": True}, "FLAG = False", "FLAG = True"),
-        ({"nothing": 3}, "NOTHING = None", "NOTHING = 3"),
         ({"nothing": [1]}, "NOTHING = None", "NOTHING = (1,)"),
-        ({"negative": 0.5}, "NEGATIVE = -1", "NEGATIVE = 0.5"),
-        (
-            {"windows": [[3, 4], [5, 6]]},
-            "[\n    (1, 2),  # lost when the list is replaced\n]",
-            "[(3, 4), (5, 6)]",
-        ),
+        ({"windows": [[3, 4], [5, 6]]}, "[\n    (1, 2),  # lost when the list is replaced\n]",
+         "[(3, 4), (5, 6)]"),
     ],
-)
+)  # fmt: skip
 def test_one_value_changes_and_nothing_else(
     overrides: dict[str, Any], before: str, after: str
 ) -> None:
     assert before in SOURCE
     changed = set_constants(SOURCE.encode(), overrides).decode()
     assert changed == SOURCE.replace(before, after)
-
-
-def test_several_constants_of_one_line_are_set_at_once() -> None:
-    changed = set_constants("A = 1; B = 2; Ü = 'é'; C = 3\n".encode(), {"c": 33, "a": 11, "ü": "–"})
-    assert changed.decode() == "A = 11; B = 2; Ü = '–'; C = 33\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -79,13 +65,10 @@ def test_line_ends_and_the_byte_order_mark_stay(end: str, bom: bytes) -> None:
     ("overrides", "said"),
     [
         ({"dpeth": 3}, "there is no constant 'dpeth' (did you mean 'DEPTH'?)"),
-        ({"seed": 3}, "belongs to the orchestrator"),
         ({"SEED": 3}, "belongs to the orchestrator"),
         ({"LR": 0.04}, "LR is 0.04 already"),
-        ({"TOTAL": 524288.0}, "TOTAL is 524288 already"),
         ({"betas": [0.8, 0.95]}, "changes nothing"),
         ({"LR": math.nan}, "LR cannot be nan"),
-        ({"LR": -math.inf}, "LR cannot be -inf"),
         ({"betas": [0.9, math.nan]}, "cannot be nan"),
         ({"LR": "0.1"}, "LR is a number (0.04), and '0.1' is text"),
         ({"name": 3}, "NAME is text"),
@@ -109,45 +92,34 @@ def test_a_change_that_cannot_be_meant_is_refused(overrides: dict[str, Any], sai
     ("code", "said"),
     [
         ("X = 1\nX = 2\n", "bound more than once: line 1, line 2"),
-        ("X = 1\nX += 2\n", "line 2 (inside an assignment like +=)"),
         ("X = 1\nif y:\n    X = 2\n", "line 3 (inside a statement of kind 'if')"),
-        ("if y:\n    X = 2\nelse:\n    X = 3\n", "not set by a plain assignment"),
         ("try:\n    X = 2\nexcept E:\n    pass\n", "not set by a plain assignment"),
         ("for X in y:\n    pass\n", "not set by a plain assignment"),
-        ("with y as X:\n    pass\n", "not set by a plain assignment"),
         ("X, Y = 1, 2\n", "an assignment to several names"),
-        ("X = Y = 2\n", "an assignment to several names"),
         ("X: int\n", "an annotation without a value"),
         ("X = 1\ndel X\n", "bound more than once"),
         ("X = 1\ndef f():\n    global X\n    X = 2\n", "a function, through `global`"),
         ("X = 1\ndef X(): pass\n", "(a definition)"),
-        ("X = 1\nfrom y import z as X\n", "(an import)"),
         ("X = 1\nif (X := 2): pass\n", "bound more than once"),
-        ("class A:\n    X = 1\n", "there is no constant"),
         ("def f():\n    X = 1\n", "there is no constant"),
-        ("x = 1\nX = 2\n", "x"),
         ("def f(:\n", "line 1 does not parse"),
         ("X = 1\0\n", "does not parse"),
         ("# -*- coding: latin-1 -*-\nX = 1\n", "is iso-8859-1"),
+        ("X = 1  # \xe9\n", "not UTF-8"),
     ],
 )
 def test_what_is_no_plain_constant_is_refused(code: str, said: str) -> None:
     """Or the override would be overwritten, or would set something else."""
-    if code.startswith("x = 1"):
-        assert set_constants(code.encode(), {"X": 3}) == b"x = 1\nX = 3\n"
-        assert set_constants(code.encode(), {"x": 3}) == b"x = 3\nX = 2\n"
-        code, said = "x_A = 1\nX_a = 2\n", "can mean x_A or X_a"
-        with pytest.raises(ChangeError, match=said):
-            set_constants(code.encode(), {"X_A": 3})
-        return
     with pytest.raises(ChangeError) as caught:
-        set_constants(code.encode(), {"X": 9})
+        set_constants(code.encode("latin-1"), {"X": 9})
     assert said in caught.value.problem
 
 
-def test_a_script_that_is_not_utf8_is_refused() -> None:
-    with pytest.raises(ChangeError, match="not UTF-8"):
-        set_constants(b"A = 1  # \xe9\n", {"A": 2})
+def test_a_name_is_met_in_its_own_case_before_another() -> None:
+    assert set_constants(b"x = 1\nX = 2\n", {"X": 3}) == b"x = 1\nX = 3\n"
+    assert set_constants(b"x = 1\nX = 2\n", {"x": 3}) == b"x = 3\nX = 2\n"
+    with pytest.raises(ChangeError, match="can mean x_A or X_a"):
+        set_constants(b"x_A = 1\nX_a = 2\n", {"X_A": 3})
 
 
 def test_constants_inside_functions_are_not_constants() -> None:

@@ -33,15 +33,6 @@ def tree_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_checkout_holds_the_commit_and_no_repository(repository: Repository, task: Task) -> None:
-    made = Export(repository, "w").checkout(repository.head(), task)
-    assert made.path == repository.root / "worktrees" / ".runs" / "w"
-    assert {path.name for path in made.path.iterdir()} == {"train.py", "helper.py"}
-    assert set(made.files) == {"train.py", "helper.py"}
-    assert len(repository.worktrees()) == 1
-    assert repository._run("status --porcelain --untracked-files=all").out == b""
-
-
 def test_git_that_is_called_in_a_checkout_does_not_find_the_users_repository(
     repository: Repository, task: Task
 ) -> None:
@@ -123,10 +114,10 @@ def _same_looks(path: Path) -> None:
 
 
 def _linked(path: Path) -> None:
-    elsewhere = path.parents[3] / "elsewhere"
-    shutil.copytree(path / "lib", elsewhere)
-    shutil.rmtree(path / "lib")
-    (path / "lib").symlink_to(elsewhere)
+    """Replace by a link to a copy."""
+    elsewhere = Path(str(path).partition("/worktrees/")[0]).parent / "elsewhere"
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -134,7 +125,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "rights": _locked,
     "kinds": _kinds,
     "same size and time": _same_looks,
-    "a folder is a link": _linked,
+    "a folder is a link": lambda path: _linked(path / "lib"),
+    "the checkout is a link": _linked,
     "mode": lambda path: (path / "train.py").chmod(0o777),
     "deleted": lambda path: shutil.rmtree(path),
     "nested repository": lambda path: subprocess.run(
@@ -165,27 +157,10 @@ def test_what_a_run_did_to_its_checkout_is_gone_at_the_next(
     export.checkout(head, task)
     assert tree_of(path) == good
     assert sorted(one.name for one in path.iterdir()) == ["lib", "prepare.py", "train.py", "ü "]
-    assert not (path / "lib").is_symlink()
+    assert not path.is_symlink() and not (path / "lib").is_symlink()
     assert (path / "train.py").stat().st_mode & 0o111 == 0
-    elsewhere = parted.root.parent / "elsewhere"
-    if damage == "a folder is a link":
-        assert (elsewhere / "inner" / "a.py").exists(), "links are not followed"
-
-
-def test_an_export_that_became_a_link_is_not_emptied_through_it(
-    parted: Repository, task: Task, tmp_path: Path
-) -> None:
-    export = Export(parted, "w")
-    path = export.checkout(parted.head(), task).path
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("mine\n")
-    shutil.rmtree(path)
-    path.symlink_to(mine)
-    assert export.holds() is None
-    export.checkout(parted.head(), task)
-    assert (mine / "thesis.txt").exists()
-    assert not path.is_symlink() and (path / "train.py").exists()
+    if damage.endswith("is a link"):
+        assert list((parted.root.parent / "elsewhere").rglob("a.py")), "links are not followed"
 
 
 def test_files_that_are_in_both_commits_are_not_written_again(
@@ -200,40 +175,30 @@ def test_files_that_are_in_both_commits_are_not_written_again(
     assert (path / "train.py").read_text() == "A = 2\n"
 
 
-def test_a_file_that_the_next_commit_lacks_is_deleted(parted: Repository, task: Task) -> None:
-    head = parted.head()
-    more = commit_of(parted, more_txt=b"1\n")
-    export = Export(parted, "w")
-    path = export.checkout(more, task).path
-    assert (path / "more.txt").exists()
-    export.checkout(head, task)
-    assert not (path / "more.txt").exists()
-    assert export.holds() == head
-
-
 @pytest.mark.parametrize(
-    "damage", ["no index", "index", "lock", "no state", "git folder", "no barrier"]
+    ("file", "content"),
+    [
+        ("exports/w/index", None),
+        ("exports/w/index", "DIRC damaged"),
+        ("exports/w/index.lock", ""),
+        ("exports/w", None),
+        ("export/HEAD", None),
+        ("export/config", '[filter "lfs"]\n process = exit 1\n'),
+        ("../../worktrees/.runs/.git", None),
+    ],
 )
 def test_what_is_known_of_an_export_may_be_damaged(
-    parted: Repository, task: Task, damage: str
+    parted: Repository, task: Task, file: str, content: str | None
 ) -> None:
     export = Export(parted, "w")
     path = export.checkout(parted.head(), task).path
-    own = parted.common_dir / "autohypothesis"
-    state = own / "exports" / "w"
-    if damage == "no index":
-        (state / "index").unlink()
-    elif damage == "index":
-        (state / "index").write_bytes(b"DIRC damaged")
-    elif damage == "lock":
-        (state / "index.lock").write_bytes(b"")
-    elif damage == "no state":
-        shutil.rmtree(state)
-    elif damage == "git folder":
-        (own / "export" / "config").write_text('[filter "lfs"]\n process = exit 1\n')
-        (own / "export" / "HEAD").unlink()
+    damaged = parted.common_dir / "autohypothesis" / file
+    if content is not None:
+        damaged.write_text(content)
+    elif damaged.is_dir():
+        shutil.rmtree(damaged)
     else:
-        (path.parent / ".git").unlink()
+        damaged.unlink()
     (path / "prepare.py").write_text("B = 2\n")
     export.checkout(commit_of(parted, train_py=b"A = 2\n"), task)
     assert (path / "prepare.py").read_text() == "B = 1\n"
@@ -329,30 +294,18 @@ def test_a_change_of_the_line_ends_setting_reaches_the_next_checkout(
     assert (path / "train.py").read_bytes() == b"A = 2\r\n"
 
 
-def test_a_sparse_checkout_of_the_users_does_not_thin_out_a_run(
-    parted: Repository, task: Task, git: Git
-) -> None:
-    git(parted.root, "sparse-checkout", "set", "--no-cone", "/train.py")
-    path = Export(parted, "w").checkout(parted.head(), task).path
-    assert (path / "lib" / "inner" / "a.py").exists()
-
-
-def test_a_repository_with_long_object_names_is_exported(
+def test_a_repository_with_long_object_names_odd_names_and_a_sparse_checkout_is_exported_whole(
     tmp_path: Path, task: Task, git: Git
 ) -> None:
-    root = tmp_path / "long"
+    root, odd = tmp_path / "long", os.fsdecode(b"caf\xe9.txt")
     root.mkdir()
     git(root, "init", "-q", "-b", "main", "--object-format=sha256")
-    (root / "train.py").write_text("A = 1\n")
+    for name in ("train.py", odd, "lib.py"):
+        (root / name).write_text("A = 1\n")
     repository = Repository(root)
     head = committed(repository)
-    assert len(head) == 64
-    assert tree_of(Export(repository, "w").checkout(head, task).path) == {"train.py": b"A = 1\n"}
-
-
-def test_a_name_that_is_not_utf8_is_exported(repository: Repository, task: Task, git: Git) -> None:
-    name = os.fsdecode(b"caf\xe9.txt")
-    (repository.root / name).write_text("x\n")
-    head = committed(repository)
+    git(root, "sparse-checkout", "set", "--no-cone", "/train.py")
     made = Export(repository, "w").checkout(head, task)
-    assert (made.path / name).read_text() == "x\n" and name in made.files
+    assert len(head) == 64 and not (root / "lib.py").exists()
+    assert tree_of(made.path) == dict.fromkeys(["train.py", odd, "lib.py"], b"A = 1\n")
+    assert odd in made.files

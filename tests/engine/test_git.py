@@ -14,28 +14,17 @@ import pytest
 
 from autohypothesis.errors import ChangeError, GitError
 from autohypothesis.records.git import EXPERIMENTS, Repository, experiment_ref
-from tests.conftest import forked
+from tests.conftest import forked, wait_until
 
 Git = Callable[..., str]
 Make = Callable[..., Repository]
 
 
-def test_found_from_a_subfolder_and_from_a_linked_worktree(make: Make, tmp_path: Path) -> None:
-    repository = make({"a/b/c.txt": "1\n"})
-    worktree = tmp_path / "elsewhere ü"
-    repository.worktree_add(worktree, repository.head(), reason="test")
-    for place in (repository.root, repository.root / "a" / "b", worktree, worktree / "a"):
-        assert Repository.find(place).root == repository.root
-
-
-def test_a_folder_without_a_repository_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(GitError, match="git init"):
-        Repository.find(tmp_path)
+def test_what_is_no_repository_yet_says_what_to_do(tmp_path: Path, git: Git) -> None:
     with pytest.raises(GitError, match="is not a folder"):
         Repository.find(tmp_path / "absent")
-
-
-def test_a_repository_without_a_commit_says_what_to_do(tmp_path: Path, git: Git) -> None:
+    with pytest.raises(GitError, match="git init"):
+        Repository.find(tmp_path)
     git(tmp_path, "init", "-q")
     with pytest.raises(GitError, match=r"no commit yet.*git commit"):
         Repository.find(tmp_path).head()
@@ -83,13 +72,6 @@ def test_a_snapshot_takes_a_new_artifact_although_it_is_ignored(make: Make) -> N
     assert "train.py" not in repository.entries(repository.snapshot_tree())
 
 
-def test_a_clean_checkout_with_untracked_files_is_clean(repository: Repository) -> None:
-    (repository.root / "uv.lock").write_text("x")
-    assert not repository.is_dirty()
-    (repository.root / "train.py").write_text("DEPTH = 9\n")
-    assert repository.is_dirty()
-
-
 def test_hooks_do_not_run(repository: Repository, tmp_path: Path) -> None:
     hooks = repository.root / ".git" / "hooks"
     proof = tmp_path / "ran"
@@ -106,16 +88,12 @@ def test_hooks_do_not_run(repository: Repository, tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-def test_a_user_who_signs_and_prefixes_changes_nothing(repository: Repository, git: Git) -> None:
-    for key, value in (
-        ("commit.gpgSign", "true"),
-        ("gpg.program", "/bin/false"),
-        ("diff.noprefix", "true"),
-        ("diff.external", "/bin/false"),
-        ("color.ui", "always"),
-        ("apply.whitespace", "fix"),
-    ):
-        git(repository.root, "config", key, value)
+def test_a_user_who_signs_and_prefixes_changes_nothing(repository: Repository) -> None:
+    with (repository.root / ".git" / "config").open("a") as file:
+        file.write(
+            "[commit]\ngpgSign = true\n[gpg]\nprogram = /bin/false\n[color]\nui = always\n"
+            "[diff]\nnoprefix = true\nexternal = /bin/false\n[apply]\nwhitespace = fix\n"
+        )
     head = repository.head()
     tree = repository.tree_with(head, {"train.py": b"DEPTH = 9 \n"})
     repository.commit_tree(tree, [head], "unsigned\n")
@@ -135,6 +113,11 @@ def test_fast_forward_refuses_what_would_lose_something(repository: Repository, 
     with pytest.raises(GitError, match="is not built on"):
         repository.fast_forward(ahead)
     git(repository.root, "reset", "-q", "--hard", head)
+    (repository.root / "n.txt").write_text("mine")
+    with pytest.raises(GitError, match=r"n\.txt|overwritten"):
+        repository.fast_forward(ahead)
+    assert (repository.root / "n.txt").read_text() == "mine"
+    (repository.root / "n.txt").unlink()
     assert repository.fast_forward(ahead) == "main"
     assert (repository.root / "n.txt").read_text() == "1\n"
     git(repository.root, "checkout", "-q", "--detach")
@@ -142,26 +125,14 @@ def test_fast_forward_refuses_what_would_lose_something(repository: Repository, 
         repository.fast_forward(ahead)
 
 
-def test_fast_forward_does_not_overwrite_an_untracked_file(repository: Repository) -> None:
-    head = repository.head()
-    ahead = repository.commit_tree(repository.tree_with(head, {"n.txt": b"1\n"}), [head], "n\n")
-    (repository.root / "n.txt").write_text("mine")
-    with pytest.raises(GitError, match=r"n\.txt|overwritten"):
-        repository.fast_forward(ahead)
-    assert (repository.root / "n.txt").read_text() == "mine"
-
-
 def test_excluding_twice_adds_a_line_once(repository: Repository) -> None:
     path = repository.root / ".git" / "info" / "exclude"
     path.write_text("# mine, without a line break")
     repository.exclude(["/worktrees/", "/results.tsv"])
     repository.exclude(["/worktrees/", "/progress.png"])
-    assert path.read_text().splitlines() == [
-        "# mine, without a line break",
-        "/worktrees/",
-        "/results.tsv",
-        "/progress.png",
-    ]
+    mine, *added = path.read_text().splitlines()
+    assert mine == "# mine, without a line break"
+    assert added == ["/worktrees/", "/results.tsv", "/progress.png"]
 
 
 def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
@@ -225,12 +196,12 @@ def test_of_many_swaps_at_once_one_wins(repository: Repository) -> None:
     head = repository.head()
     commits = [repository.commit_tree(repository.tree_of(head), [head], str(n)) for n in range(8)]
     repository.compare_and_swap("refs/heads/reference", head, None)
+
+    def swap(commit: str) -> bool:
+        return repository.compare_and_swap("refs/heads/reference", commit, head)
+
     with ThreadPoolExecutor(8) as pool:
-        won = list(
-            pool.map(
-                lambda c: repository.compare_and_swap("refs/heads/reference", c, head), commits
-            )
-        )
+        won = list(pool.map(swap, commits))
     assert won.count(True) == 1
     assert repository.read_ref("refs/heads/reference") == commits[won.index(True)]
 
@@ -248,16 +219,6 @@ def test_experiments_stay_reachable_when_refs_are_packed(
     assert not (repository.root / ".git" / EXPERIMENTS / "h-1-0").exists()
     assert repository.experiments() == before
     assert len(before) == 3
-
-
-def test_an_error_holds_the_command_and_gits_words(repository: Repository) -> None:
-    for name in ("nonsense", "--git-dir"):
-        with pytest.raises(GitError, match=f"there is no commit '{name}'"):
-            repository.resolve(name)
-    with pytest.raises(GitError, match=r"there is no file 'absent\.txt'"):
-        repository.show_file(repository.head(), "absent.txt")
-    with pytest.raises(GitError, match=r"`git read-tree 1234` in .* failed: .*1234"):
-        repository._run("read-tree", "1234")
 
 
 def test_a_call_that_hangs_ends(repository: Repository, tmp_path: Path, git: Git) -> None:
@@ -308,29 +269,6 @@ def test_worktrees_from_many_processes_at_once(repository: Repository, tmp_path:
     assert len(repository.worktrees()) == 7
 
 
-def test_a_worktree_is_locked_with_the_name_of_its_holder(
-    repository: Repository, tmp_path: Path
-) -> None:
-    repository.worktree_add(tmp_path / "w", repository.head(), reason="fleet=a worker=gpu0 pid=7")
-    found = repository.worktree_at(tmp_path / "w")
-    assert found is not None
-    assert found.lock_reason == "fleet=a worker=gpu0 pid=7"
-    assert found.branch is None
-
-
-def test_a_failed_add_leaves_neither_folder_nor_branch(
-    repository: Repository, tmp_path: Path
-) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "mine.txt").write_text("mine")
-    with pytest.raises(GitError, match="already exists"):
-        repository.worktree_add(taken, repository.head(), reason="test", branch="a/gpu0")
-    assert (taken / "mine.txt").read_text() == "mine"
-    assert repository.read_ref("refs/heads/a/gpu0") is None
-    assert len(repository.worktrees()) == 1
-
-
 def test_a_killed_add_is_cleared_by_the_next(make: Make, tmp_path: Path, git: Git) -> None:
     """A smudge filter that sleeps holds `git worktree add` in the middle of its checkout."""
     repository = make({"train.py": "A = 1\n", "b.txt": "b\n"})
@@ -340,14 +278,11 @@ def test_a_killed_add_is_cleared_by_the_next(make: Make, tmp_path: Path, git: Gi
     git(repository.root, "config", "filter.slow.smudge", str(slow))
     (repository.root / ".git" / "info" / "attributes").write_text("*.py filter=slow\n")
     path = tmp_path / "w"
+    add = ["git", "worktree", "add", "--detach", str(path), "HEAD"]
     adding = subprocess.Popen(
-        ["git", "worktree", "add", "--detach", str(path), "HEAD"],
-        cwd=repository.root,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
+        add, cwd=repository.root, start_new_session=True, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "reached").exists():
-        time.sleep(0.01)
+    wait_until((tmp_path / "reached").exists)
     os.killpg(adding.pid, signal.SIGKILL)
     adding.wait()
     left = repository.worktree_at(path)
@@ -357,16 +292,6 @@ def test_a_killed_add_is_cleared_by_the_next(make: Make, tmp_path: Path, git: Gi
     repository.worktree_add(path, repository.head(), reason="again")
     assert (path / "train.py").read_text() == "A = 1\n"
     assert len(repository.worktrees()) == 2
-
-
-def test_a_worktree_whose_folder_was_deleted_can_be_made_again(
-    repository: Repository, tmp_path: Path
-) -> None:
-    path = tmp_path / "w"
-    repository.worktree_add(path, repository.head(), reason="one", branch="a/gpu0")
-    subprocess.run(["rm", "-rf", str(path)], check=True)
-    repository.worktree_add(path, repository.head(), reason="two", branch="a/gpu0")
-    assert (path / "train.py").exists()
 
 
 def test_the_main_checkout_is_never_removed(repository: Repository) -> None:

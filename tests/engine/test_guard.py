@@ -52,13 +52,6 @@ def test_an_honest_training_touches_nothing(looked: Looked) -> None:
     assert inspect(repository, checkout, before) == []
 
 
-def test_what_was_noted_survives_a_restart(looked: Looked) -> None:
-    repository, checkout, before, _ = looked
-    again = Before.model_validate_json(before.model_dump_json())
-    assert again == before
-    assert inspect(repository, checkout, again) == []
-
-
 def _edit_with_the_old_time(p: Path) -> None:
     path = p / "prepare.py"
     was = path.stat()

@@ -35,7 +35,7 @@ def _a_repository(tmp_path: Path, git: Callable[..., str]) -> None:
 
 
 def with_input(task: Task, code: str, env: str = "DATA") -> Task:
-    located = Input(env=env, locate=("python", "-c", code))
+    located = Input(env=env, locate=("python", "-c", code) if code else ("/absent",))
     return task.model_copy(update={"inputs": (*task.inputs, located)})
 
 
@@ -101,6 +101,7 @@ def test_a_report_over_several_lines_is_read_and_so_is_a_last_line(
         ("print('[1, 2]')", "printed no report"),
         ("print('{}')", "printed no report of an input: path: Field required"),
         ("print('[' * 100000)", "printed no report"),
+        ("", "does not start"),
         ('print(\'{"path": "/absent/data"}\')', "names /absent/data, which is not there"),
         ('print(\'{"path": "/", "budget": {"seconds": -1}}\')', "greater than 0"),
         ('print(\'{"path": "/", "budget": {"seconds": NaN}}\')', "printed no report"),
@@ -112,12 +113,6 @@ def test_data_that_is_not_there_is_said_in_the_programs_words(
     with pytest.raises(LaunchError, match=said) as caught:
         locate(with_input(task, code), tmp_path)
     assert "run `" in caught.value.hint
-
-
-def test_a_program_that_is_not_there_is_named(task: Task, tmp_path: Path) -> None:
-    missing = task.model_copy(update={"inputs": (Input(env="A", locate=("/absent",)),)})
-    with pytest.raises(LaunchError, match=r"`/absent` does not start"):
-        locate(missing, tmp_path)
 
 
 def test_a_locate_program_sees_its_cache_and_no_secrets(task: Task, tmp_path: Path) -> None:
@@ -168,12 +163,6 @@ def test_uv_runs_where_it_is_used_with_the_roots_environment(
     assert training_command(task, root, {"PATH": "/nowhere"}).words == (python, "train.py")
     (root / "uv.lock").unlink()
     assert training_command(task, root, {"PATH": bin_with_uv}).words == (python, "train.py")
-
-
-def test_our_python_runs_where_there_is_no_other(repository: Repository, task: Task) -> None:
-    found = training_command(task, repository.root, {"PATH": "/nowhere"})
-    assert found.words == (sys.executable, "train.py")
-    assert found.python == sys.executable
 
 
 def test_a_command_of_the_task_comes_first(
@@ -251,21 +240,11 @@ def test_a_platform_is_another_when_anything_it_stands_for_is() -> None:
 @pytest.mark.parametrize(
     ("name", "short"),
     [
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA A100-SXM4-40GB", "A100"),
-        ("NVIDIA GeForce RTX 4090", "4090"),
-        ("GeForce RTX 3090", "3090"),
-        ("NVIDIA GeForce RTX 3060", "3060"),
-        ("Apple M2 Ultra", "M2-Ultra"),
-        ("CPU", "CPU"),
-        ("cpu", "CPU"),
-        ("", "CPU"),
-        ("NVIDIA GH200 480GB", "GH200-480GB"),
-        ("Tesla T4", "Tesla-T4"),
-        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "4090"), ("Apple M2 Ultra", "M2-Ultra"), ("cpu", "CPU"),
+        ("", "CPU"), ("NVIDIA GH200 480GB", "GH200-480GB"), ("Tesla T4", "Tesla-T4"),
         ("***", "device"),
     ],
-)
+)  # fmt: skip
 def test_a_device_has_the_name_that_people_use(name: str, short: str) -> None:
     assert short_device_name(name) == short

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,16 @@ from autohypothesis.records.layout import RunPaths
 from tests.conftest import run_git
 
 
-@pytest.fixture
-def project(foreign: Path) -> Project:
-    return Project.open(foreign).with_tag("t")
-
-
 def plans(project: Project) -> list[str]:
     return sorted(path.name for path in project.layout.plans.glob("*"))
 
 
-def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
+def test_with_every_cpu_slot_held_nothing_is_prepared_and_no_plan_is_left(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
-    held = []
-    for lane in devices.cpu_slots():
-        lease = devices.lease_of(lane)
-        held.append(lease.acquire({"experiment_id": "other-1"}))
+    leases = [devices.lease_of(slot) for slot in devices.cpu_slots()]
+    held = [lease.acquire({"experiment_id": "other-1"}) for lease in leases]
     with pytest.raises(LeaseError, match="other-1"):
         runner.run(project, Experiment(Change()))
     for one in held:
@@ -57,10 +51,10 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("prepare", KeyboardInterrupt()),
-        ("choose", LeaseError("taken")),
-        ("bundle", OSError("full")),
-        ("bundle", KeyboardInterrupt()),
+        ("runner.prepare", KeyboardInterrupt()),
+        ("local_executor.look", LeaseError("taken")),
+        ("local_executor.to_json", OSError("full")),
+        ("local_executor.to_json", KeyboardInterrupt()),
     ],
 )
 def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
@@ -69,12 +63,7 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    if where == "prepare":
-        monkeypatch.setattr(runner, "prepare", fail)
-    elif where == "choose":
-        monkeypatch.setattr(local_executor, "look", fail)
-    else:
-        monkeypatch.setattr(local_executor, "to_json", fail)
+    monkeypatch.setattr(f"autohypothesis.engine.{where}", fail)
     with pytest.raises(type(error)):
         runner.run(project, Experiment(Change()))
     assert plans(project) == []
@@ -125,73 +114,51 @@ def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
     assert ended.result.metric_value is None
 
 
-@pytest.mark.parametrize("moment", ["before the shim", "after the shim"])
-def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
-    project: Project, monkeypatch: pytest.MonkeyPatch, moment: str
+@pytest.mark.parametrize(
+    ("has_begun", "error"),
+    [(False, KeyboardInterrupt()), (True, KeyboardInterrupt()), (False, LaunchError("no more"))],
+)
+def test_what_ends_submit_cancels_the_training_and_leaves_its_record(
+    project: Project, monkeypatch: pytest.MonkeyPatch, has_begun: bool, error: BaseException
 ) -> None:
     start = shim.start
 
-    def interrupted(launch: Any, process: Any) -> None:
-        if moment == "after the shim":
+    def fail(launch: Any, process: Any) -> None:
+        if has_begun:
             start(launch, process)
-        raise KeyboardInterrupt
+        raise error
 
-    monkeypatch.setattr(shim, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(shim, "start", fail)
+    with pytest.raises(type(error)):
         runner.run(project, Experiment(Change(overrides={"SLEEP": 60.0})))
     (folder,) = project.layout.runs.iterdir()
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
     assert shim.status(RunPaths(folder)) != "running"
-    for lane in devices.cpu_slots():
-        lease = devices.lease_of(lane)
-        assert lease.holder() is None
+    assert not any(devices.lease_of(slot).holder() for slot in devices.cpu_slots())
 
 
-def test_a_shim_that_cannot_be_started_is_recorded_at_once(
+@pytest.mark.skipif(len(devices.cpu_slots()) < 2, reason="one core has one CPU slot")
+def test_two_at_the_same_instant_do_not_choose_the_same_cpu_slot(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(launch: Any, process: Any) -> None:
-        raise LaunchError("no more processes")
-
-    monkeypatch.setattr(shim, "start", refuse)
-    with pytest.raises(LaunchError, match="no more processes"):
-        runner.run(project, Experiment(Change()))
-    (folder,) = project.layout.runs.iterdir()
-    assert read_json(folder / "result.json")["failure_kind"] == "infra"
-
-
-@pytest.mark.skipif(len(devices.cpu_slots()) < 2, reason="one core has one lane")
-def test_two_at_the_same_instant_do_not_choose_the_same_lane(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = shim.start
+    start, go = shim.start, threading.Barrier(2)
 
     def slow(launch: Any, process: Any) -> Any:
         time.sleep(0.3)  # both would have chosen by now
         return start(launch, process)
 
-    monkeypatch.setattr(shim, "start", slow)
-    finished: list[Outcome] = []
-    go = threading.Barrier(2)
-
-    def one(rate: float) -> None:
+    def run(rate: float) -> Outcome:
         own = Project.open(project.layout.root)
         go.wait()
-        change = Change(overrides={"RATE": rate, "SLEEP": 0.8})
-        finished.append(runner.run(own, Experiment(change)))
+        return runner.run(own, Experiment(Change(overrides={"RATE": rate, "SLEEP": 0.8})))
 
-    threads = [threading.Thread(target=one, args=(rate,)) for rate in (0.2, 0.25)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [one.result.failure_detail for one in finished] == ["", ""]
-    used = {
-        read_json(project.layout.run(one.experiment_id).metadata)["run"]["gpu_id"]
-        for one in finished
-    }
-    assert len(used) == 2
+    monkeypatch.setattr(shim, "start", slow)
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(run, (0.2, 0.25)))
+    assert [one.result.failure_detail for one in ended] == ["", ""]
+    runs = [project.layout.run(one.experiment_id) for one in ended]
+    assert len({read_json(run.metadata)["run"]["gpu_id"] for run in runs}) == 2
 
 
 def test_a_chooser_that_is_stuck_does_not_stop_the_others(

@@ -12,7 +12,6 @@ from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.untracked_files import look, telling
 from autohypothesis.records.git import Repository
-from autohypothesis.records.git_export import untracked
 
 Git = Callable[..., str]
 
@@ -112,14 +111,3 @@ def test_a_large_tree_is_measured_for_a_moment_only(
     monkeypatch.setattr(untracked_files, "LOOK_S", -1.0)
     (found,) = look(repository, task).largest
     assert found.is_more and "over" in str(found)
-
-
-def test_folders_that_git_does_not_track_are_not_listed_file_by_file(
-    repository: Repository,
-) -> None:
-    """Reading many thousand names through git takes longer than a look."""
-    for folder in range(3):
-        place = repository.root / "data" / str(folder)
-        place.mkdir(parents=True)
-        (place / "1").touch()
-    assert untracked(repository.root, leave_out=()) == ["data/"]

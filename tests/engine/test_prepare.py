@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import pytest
 
 from autohypothesis.engine import candidate as candidates
 from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_hash, run_preflight
-from autohypothesis.engine.experiment import Change, Experiment, RunSpec
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec, plan_page
 from autohypothesis.engine.inputs import InputReport, Inputs
 from autohypothesis.engine.program import TaskSandbox
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
 from autohypothesis.records.git import Repository, experiment_ref
-from autohypothesis.schema import Hypothesis
+from autohypothesis.schema import Plan, PlannedHypothesis, now
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]
@@ -40,47 +41,25 @@ def prepare(
 
 
 def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Task) -> None:
-    base = repository.head()
-    candidate = prepare(
-        repository,
-        task,
-        overrides(depth=6, adam_betas=[0.9, 0.95]),
-        "h-nov20-0001-1",
-        "Deeper,\nand slower betas",
-        "Because.",
-        "h-nov20-0001",
-    )
+    base, change = repository.head(), overrides(depth=6, adam_betas=[0.9, 0.95])
+    words = ("Deeper,\nand slower betas", "Because.", "h-nov20-0001")
+    candidate = prepare(repository, task, change, "h-nov20-0001-1", *words)
     assert candidate.parent_commit == base
     source = repository.show_file(candidate.commit, "train.py").decode()
-    assert "DEPTH = 6  # layers" in source
-    assert "ADAM_BETAS = (0.9, 0.95)" in source
+    assert "DEPTH = 6  # layers" in source and "ADAM_BETAS = (0.9, 0.95)" in source
     assert repository.experiments() == {"h-nov20-0001-1": candidate.commit}
     assert repository.patched_tree(base, candidate.diff) == repository.tree_of(candidate.commit)
     assert candidate.diff_stat == "1 file changed, 2 insertions(+), 2 deletions(-)"
     assert (candidate.lines_added, candidate.lines_removed) == (2, 2)
-    assert candidate.config == {
-        "depth": 6,
-        "matrix_lr": 0.04,
-        "adam_betas": (0.9, 0.95),
-        "total_batch_size": 1024,
-    }
-    words = repository._run("log -1 --format=%B", candidate.commit).text
-    assert words.startswith("Deeper, and slower betas\n\nBecause.\n\nExperiment: h-nov20-0001-1\n")
-    assert "Hypothesis: h-nov20-0001" in words
+    settings = {"depth": 6, "matrix_lr": 0.04, "adam_betas": (0.9, 0.95), "total_batch_size": 1024}
+    assert candidate.config == settings
+    message = repository._run("log -1 --format=%B", candidate.commit).text
+    assert message.splitlines()[:5] == [
+        "Deeper, and slower betas", "", "Because.", "", "Experiment: h-nov20-0001-1",
+    ]  # fmt: skip
+    assert "Hypothesis: h-nov20-0001" in message
     assert not repository.is_dirty()
     assert repository.head() == base
-
-
-def test_a_hypothesis_holds_its_change() -> None:
-    def made(**change: object) -> Change:
-        return Change.of(
-            Hypothesis(hypothesis_id="h-1", tag="nov20", title="x", **change)  # type: ignore[arg-type]
-        )
-
-    assert made(config_overrides={"DEPTH": 3}) == Change(overrides={"DEPTH": 3})
-    assert made(patch="--- a") == Change(patch="--- a")
-    assert made(instructions="Try it.") == Change(instructions="Try it.")
-    assert made() == Change()
 
 
 def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> None:
@@ -121,21 +100,6 @@ def test_a_refused_change_costs_no_run_and_leaves_no_ref(
     with pytest.raises(ChangeError, match=said):
         prepare(repository, task, change)
     assert repository.experiments() == {}
-
-
-def test_a_patch_that_changes_nothing_is_refused(repository: Repository, task: Task) -> None:
-    head = repository.head()
-    forth = repository.diff(head, repository.tree_with(head, {"train.py": b"A = 1\n"}))
-    back = repository.diff(repository.tree_with(head, {"train.py": b"A = 1\n"}), head)
-    with pytest.raises(ChangeError, match=r"the lines of the patch change nothing|does not apply"):
-        prepare(repository, task, Change(patch=forth + back))
-
-
-def test_an_expression_that_was_that_value_already_is_no_change_of_text(
-    repository: Repository, task: Task
-) -> None:
-    candidate = prepare(repository, task, overrides(head_dim=8))
-    assert "HEAD_DIM = 8\n" in repository.show_file(candidate.commit, "train.py").decode()
 
 
 def _patch_to(repository: Repository, files: dict[str, bytes]) -> Change:
@@ -227,54 +191,36 @@ def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> N
         prepare(repository, texts, overrides(gamma=2), "h-4")
 
 
-def writes(**files: str) -> Callable[[str, Path], str]:
-    """Return what implements any instructions by writing files."""
-
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train.py": "DEPTH = 1\n"}, ""),
+        ({}, "the instructions change nothing"),
+        ({"train.py": "A = 1\n", "new.py": "B = 1\n"}, r"new\.py may not change"),
+    ],
+)
+def test_instructions_are_implemented_in_a_checkout_of_the_base(
+    repository: Repository, task: Task, files: dict[str, str], said: str
+) -> None:
     def implement(instructions: str, checkout: Path) -> str:
         for name, text in files.items():
-            (checkout / f"{name}.py").write_text(text)
+            (checkout / name).write_text(text)
         return "wrote it"
 
-    return implement
-
-
-def test_instructions_are_implemented_in_a_checkout_of_the_base(
-    repository: Repository, task: Task
-) -> None:
-    workspace = Workspace(repository, "implement")
-    done = prepare(
-        repository,
-        task,
-        Change(instructions="Shorter."),
-        workspace=workspace,
-        implement=writes(train="DEPTH = 1\n"),
-    )
-    assert repository.show_file(done.commit, "train.py") == b"DEPTH = 1\n"
-    assert (done.title, repository.subject(done.commit)) == ("wrote it", "wrote it")
-    for implement, said in (
-        (writes(), "the instructions change nothing"),
-        (writes(train="A = 1\n", new="B = 1\n"), r"new\.py may not change"),
-    ):
-        with pytest.raises(ChangeError, match=said):
-            prepare(
-                repository,
-                task,
-                Change(instructions="More."),
-                "h-2",
-                workspace=workspace,
-                implement=implement,
-            )
+    change, workspace = Change(instructions="Shorter."), Workspace(repository, "implement")
+    with pytest.raises(ChangeError, match=said) if said else nullcontext():
+        done = prepare(repository, task, change, workspace=workspace, implement=implement)
+        assert repository.show_file(done.commit, "train.py") == b"DEPTH = 1\n"
+        assert (done.title, repository.subject(done.commit)) == ("wrote it", "wrote it")
 
 
 # ── preflight ───────────────────────────────────────────────────────────────────────────────
 
 EVALUATOR = """
-import json, os, sys, time
+import json, os, sys
 assert sys.argv[1] == "--preflight"
 source = open(sys.argv[2]).read()
 scope = {}
-if "SLEEP" in source:
-    time.sleep(60)
 if "SILENT" in source:
     sys.exit("died of silence")
 print("loading ...")
@@ -299,7 +245,8 @@ def model_task(task: Task) -> Task:
     )
 
 
-def preflight(repository: Repository, task: Task) -> PreflightVerdict:
+def preflight(repository: Repository, task: Task, *command: str) -> PreflightVerdict:
+    task = task.model_copy(update={"run": RunConfig(preflight=command)})
     sandbox = TaskSandbox(repository, task, "none")
     return run_preflight(sandbox, repository.root, None, Inputs())
 
@@ -314,13 +261,9 @@ def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
 ) -> None:
     monkeypatch.setenv("TOKEN", "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    candidate = prepare(
-        searched,
-        model_task,
-        overrides(depth=2),
-        workspace=Workspace(searched, "preflight"),
-        inputs=Inputs({"DATA": InputReport(path="/data")}),
-    )
+    more = {"workspace": Workspace(searched, "preflight"),
+            "inputs": Inputs({"DATA": InputReport(path="/data")})}  # fmt: skip
+    candidate = prepare(searched, model_task, overrides(depth=2), **more)
     settings = dict(candidate.config)
     place = Path(str(settings.pop("me")))
     assert place.is_relative_to(searched.root / ".git" / "autohypothesis" / "pristine")
@@ -338,35 +281,30 @@ def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
 def test_a_hopeless_candidate_is_refused_in_seconds(
     searched: Repository, model_task: Task, code: str, said: str
 ) -> None:
+    change = _patch_to(searched, {"train.py": code.encode()})
     with pytest.raises(PreflightError, match=said):
-        prepare(
-            searched,
-            model_task,
-            _patch_to(searched, {"train.py": code.encode()}),
-            workspace=Workspace(searched, "preflight"),
-        )
+        prepare(searched, model_task, change, workspace=Workspace(searched, "preflight"))
     assert "h-1" in searched.experiments()
 
 
-def test_a_preflight_that_hangs_ends_with_all_it_started(
-    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (searched.root / "train.py").write_text("SLEEP = 1\n")
-    monkeypatch.setattr("autohypothesis.engine.candidate.TIMEOUT_S", 0.5)
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("python", "-c", "import time; time.sleep(60)"), "took over"),
+        (("python", "-c", "import os\nwhile True: os.write(1, b'x' * 65536)"), "took over"),
+        (("/absent/program",), r"does not start.*/absent/program"),
+    ],
+    ids=["hangs", "prints for ever", "is absent"],
+)
+def test_a_preflight_that_does_not_answer_is_ended_and_named(
+    searched: Repository, model_task: Task, command: tuple[str, ...], said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(candidates, "TIMEOUT_S", 0.5)
     started = time.monotonic()
-    with pytest.raises(PreflightError, match="took over"):
-        preflight(searched, model_task)
+    with pytest.raises(PreflightError, match=said):
+        preflight(searched, model_task, *command)
     assert time.monotonic() - started < 15
-
-
-def test_a_preflight_that_prints_for_ever_fills_nothing(
-    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("autohypothesis.engine.candidate.TIMEOUT_S", 0.5)
-    code = "import os, sys\nwhile True: os.write(1, b'x' * 65536)"
-    loud = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
-    with pytest.raises(PreflightError, match="took over"):
-        preflight(searched, loud)
 
 
 def test_a_verdict_counts_although_a_daemon_holds_the_output(
@@ -377,14 +315,7 @@ def test_a_verdict_counts_although_a_daemon_holds_the_output(
         "import subprocess, sys; print('{\"ok\": true}', flush=True);"
         "subprocess.Popen(['sleep', '5'], start_new_session=True)"
     )
-    odd = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
-    assert preflight(searched, odd).ok
-
-
-def test_a_preflight_that_cannot_start_is_named(searched: Repository, model_task: Task) -> None:
-    broken = model_task.model_copy(update={"run": RunConfig(preflight=("/absent/program",))})
-    with pytest.raises(PreflightError, match=r"does not start.*/absent/program"):
-        preflight(searched, broken)
+    assert preflight(searched, model_task, "python", "-c", code).ok
 
 
 # ── settings and hashes ─────────────────────────────────────────────────────────────────────
@@ -418,3 +349,19 @@ def test_indentation_is_part_of_an_idea(repository: Repository) -> None:
         for text in (b"if x:\n    a()\nb()\n", b"if x:\n    a()\n    b()\n")
     }
     assert len(hashes) == 2
+
+
+def test_other_peoples_text_stays_in_its_place_on_the_page_of_a_plan() -> None:
+    hypothesis = PlannedHypothesis(
+        hypothesis_id="h-t-0001", title="good\n# Forged heading\x1b[31m",
+        rationale="because\n## Another\n| a | b |", config_overrides={"DEPTH": "3 |\n# no"},
+    )  # fmt: skip
+    plan = Plan(
+        experiment_id="h-t-0001-1", created_at=now(), based_on_commit="0" * 40, tag="t", seed=42,
+        hypothesis=hypothesis,
+    )  # fmt: skip
+    text = plan_page(plan)
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# h-t-0001-1: good # Forged heading [31m"
+    ]
+    assert "> ## Another" in text and "| DEPTH | 3 / # no |" in text

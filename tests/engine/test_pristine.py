@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,33 +68,37 @@ def test_another_version_of_an_imported_file_is_taken_with_its_commit(both: Repo
         assert said(evaluator_of(both, commit, BOTH), both.root) == printed
 
 
-@pytest.mark.parametrize("damage", ["edit", "add", "add a folder", "delete", "link", "compiled"])
+def _linked(place: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("VALUE = 7\n")
+    place.unlink(missing_ok=True)
+    place.symlink_to(target if place.suffix else target.parent)
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "edit": lambda beside, _: (
+        (beside / "constants.py").chmod(0o644),
+        (beside / "constants.py").write_text("VALUE = 7\n"),
+    ),
+    "add": lambda beside, _: (beside / "constants.so").write_text("x"),
+    "add a folder": lambda beside, away: _linked(beside / "constants", away / "__init__.py"),
+    "delete": lambda beside, _: (beside / "constants.py").unlink(),
+    "link": lambda beside, away: _linked(beside / "constants.py", away / "c.py"),
+    "compiled": lambda beside, _: (beside / "__pycache__").mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_file_that_is_planted_beside_the_evaluator_is_gone_before_it_is_used(
     both: Repository, tmp_path: Path, damage: str
 ) -> None:
     evaluator = evaluator_of(both, both.head(), BOTH)
-    beside = evaluator.parent
-    constants = beside / "constants.py"
-    if damage == "edit":
-        constants.chmod(0o644)
-        constants.write_text("VALUE = 7\n")
-    elif damage == "add":
-        (beside / "constants.so").write_text("x")
-    elif damage == "add a folder":
-        (tmp_path / "__init__.py").write_text("VALUE = 7\n")
-        os.symlink(tmp_path, beside / "constants")
-    elif damage == "delete":
-        constants.unlink()
-    elif damage == "link":
-        (tmp_path / "c.py").write_text("VALUE = 7\n")
-        constants.unlink()
-        constants.symlink_to(tmp_path / "c.py")
-    else:
-        (beside / "__pycache__").mkdir()
-        (beside / "__pycache__" / "constants.cpython-312.pyc").write_bytes(b"x")
+    DAMAGE[damage](evaluator.parent, tmp_path / "away")
     assert evaluator_of(both, both.head(), BOTH) == evaluator
     assert said(evaluator, both.root) == "1 2"
-    assert {path.name for path in beside.iterdir()} == {"constants.py", "kit", "prepare.py"}
+    assert {path.name for path in evaluator.parent.iterdir()} == {
+        "constants.py", "kit", "prepare.py",
+    }  # fmt: skip
 
 
 def test_without_a_list_the_evaluator_stands_alone(both: Repository) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 
 from autohypothesis.engine.decide import NeedsRuns, Settlement, settle
-from autohypothesis.engine.project import Project
-from autohypothesis.engine.task import Constraint, Objective, Policy
+from autohypothesis.engine.task import Constraint, Objective, Policy, Task
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.errors import SettleError
-from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import Layout
 from autohypothesis.schema import FailureKind
 from tests.engine.searching import PLATFORM, Search
 
@@ -21,11 +18,8 @@ CAREFUL = foreign_task().model_copy(
 
 
 @pytest.fixture
-def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Search:
-    monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", f"{tmp_path}/locks")
-    return Search(
-        Project(repository, Layout(repository.root), CAREFUL, None).with_tag("t"), CAREFUL
-    )
+def task() -> Task:
+    return CAREFUL
 
 
 @pytest.fixture
@@ -130,14 +124,13 @@ def test_a_run_elsewhere_is_no_pair(
     assert ("h-1", 43) in missing(search, "h-1")
 
 
-@pytest.mark.parametrize("kind", ["oom", "nan", "code_error", "timeout"])
 def test_a_change_that_fails_by_its_own_fault_is_refuted_at_once(
-    search: Search, win: str, start: str, kind: FailureKind
+    search: Search, win: str, start: str
 ) -> None:
-    search.ended("again-43", win, None, None, seed=43, of="h-1", kind=kind)
+    search.ended("again-43", win, None, None, seed=43, of="h-1", kind="oom")
     decision = search.settled("h-1")
     assert (decision.reason, decision.confirmation) == ("not_confirmed", "refuted")
-    assert f"at seed 43: {kind}: it was {kind}" in decision.detail
+    assert "at seed 43: oom: it was oom" in decision.detail
 
 
 @pytest.mark.parametrize("kind", ["infra", "contended"])

@@ -9,24 +9,15 @@ import pytest
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
-from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.project import reference_ref
 from autohypothesis.engine.task import Constraint, Objective, ScorerConfig
 from autohypothesis.engine.task_file import foreign_task
-from autohypothesis.errors import RecordError, SettleError
+from autohypothesis.errors import SettleError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_json
-from autohypothesis.records.git import Repository
 from autohypothesis.records.history import DecisionHistory
-from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Metadata, Metrics, Result
+from autohypothesis.schema import Result
 from tests.engine.searching import PLATFORM, Search
-
-
-@pytest.fixture
-def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Search:
-    monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", f"{tmp_path}/locks")
-    return Search(Project(repository, Layout(repository.root), foreign_task(), None).with_tag("t"))
-
 
 # ── overruled keeps ─────────────────────────────────────────────────────────────────────────
 
@@ -118,12 +109,6 @@ def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: st
     assert (same_seed.reason, same_seed.reference_value) == ("improved", 1.5)
 
 
-def test_a_person_may_decide_at_whatever_seed(search: Search, start: str) -> None:
-    change = search.change(start, "A = 1\n")
-    search.ended("h-1", change, start, 1.45, seed=7)
-    assert search.by_hand("h-1", "keep").reference_after == change
-
-
 # ── whose task, whose word ──────────────────────────────────────────────────────────────────
 
 
@@ -150,8 +135,9 @@ def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, sta
 
 
 def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> None:
-    for name in ("h-1", "h-2", "h-3", "h-4", "h-5"):
-        search.ended(name, search.change(start, f"A = '{name}'\n"), start, 1.6)
+    for name in ("h-1", "h-2", "h-3", "h-4", "h-5", "h-7"):
+        commit = search.change(start, f"A = '{name}'\n")
+        search.ended(name, commit, start, 1.6)
     runs = search.project.layout.runs
     (runs / "Not an id").mkdir()
     (runs / "Not an id" / "metadata.json").write_text("{}")
@@ -159,25 +145,15 @@ def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> 
     (runs / "h-1" / "metadata.json").write_text('{"recorded_at": "yesterday"}')
     (runs / "h-2" / "result.json").write_text('{"status": "fine"}')
     (runs / "h-3" / "result.json").write_text("[")
+    (runs / "h-7" / "run-spec.json").write_text("null")
     search.ended("h-6", start, start, 1.6, platform="a cpu without a baseline")
     settlement = settle(search.project, decided_by="test")
     assert [decision.experiment_id for decision in settlement.decisions] == ["h-4", "h-5"]
     why = {name: str(error) for name, error in settlement.refused.items()}
-    assert set(why) == {"h-1", "h-2", "h-3", "h-6"}
+    assert set(why) == {"h-1", "h-2", "h-3", "h-6", "h-7"}
     assert "metadata.json" in why["h-1"] and "recorded_at" in why["h-1"]
     assert "result.json" in why["h-2"] and "result.json" in why["h-3"]
-    assert "--baseline" in why["h-6"]
-
-
-@pytest.mark.parametrize("file", ["metadata.json", "result.json", "run-spec.json"])
-@pytest.mark.parametrize("content", ["[]", '{"recorded_at": "soon"}', "null"])
-def test_a_damaged_file_is_named_and_is_no_traceback(
-    search: Search, start: str, file: str, content: str
-) -> None:
-    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=foreign_task())
-    (search.project.layout.run("h-1").folder / file).write_text(content)
-    with pytest.raises(RecordError, match=file):
-        search.settled("h-1")
+    assert "--baseline" in why["h-6"] and "run-spec.json" in why["h-7"]
 
 
 def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
@@ -219,11 +195,7 @@ def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
 
 
 def test_a_limit_from_outside_the_task_binds_as_well(search: Search, start: str) -> None:
-    name = search.ended("h-1", search.change(start, "A = 1\n"), start, 1.0)
-    run = search.project.layout.run(name)
-    result = Result.model_validate(read_json(run.result))
-    hungry = result.model_copy(update={"metrics": Metrics(val_bpb=1.0, peak_vram_mb=900.0)})
-    bundles.write_result(run, hungry)
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.0, memory=900.0)
     limits = {"peak_vram_mb": Constraint(hard=800.0)}
     (decision,) = settle(search.project, decided_by="test", limits=limits).decisions
     assert (decision.decision_status, decision.reason) == ("discard", "constraint")
@@ -231,23 +203,19 @@ def test_a_limit_from_outside_the_task_binds_as_well(search: Search, start: str)
 
 def test_a_repeat_that_ends_first_is_not_the_baseline(search: Search) -> None:
     commit = search.project.reference()
-    search.ended("h-1", commit, None, 1.6)
-    metadata = Metadata.model_validate(read_json(search.project.layout.run("h-1").metadata))
-    repeat = metadata.run.model_copy(update={"replicates": "baseline-t-1"})
-    bundles.write_metadata(
-        search.project.layout.run("h-1"), metadata.model_copy(update={"run": repeat})
-    )
+    search.ended("h-1", commit, None, 1.6, of="baseline-t-1")
     search.ended("baseline-t-1", commit, None, 1.5)
     first, second = settle(search.project, decided_by="test").decisions
     assert (first.decision_status, second.reason) == ("replicate", "baseline")
 
 
-def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, start: str) -> None:
-    for number in range(4):
+def test_a_contaminated_run_is_stamped_as_no_evidence_and_comes_back(
+    search: Search, start: str
+) -> None:
+    for number, slow in enumerate([1.0, 1.0, 1.0, 3.0]):
         name = search.ended(f"h-{number}", search.change(start, f"A = {number}\n"), start, 1.6)
         run = search.project.layout.run(name)
         result = Result.model_validate(read_json(run.result))
-        slow = 3.0 if number == 3 else 1.0
         times = {"contention": {"kernel_before_ms": slow, "kernel_after_ms": slow}}
         bundles.write_result(run, result.model_copy(update={"evidence": times}))
         decision = search.settled(name)

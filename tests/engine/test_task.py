@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 
-from autohypothesis.engine.task import Task, TaskFile, matches, pattern_problem
+from autohypothesis.engine.task import Task, matches, pattern_problem
 from autohypothesis.engine.task_file import MAX_BYTES, TaskFileError, default_task, load_task
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
@@ -37,24 +36,15 @@ def load(tmp_path: Path) -> Load:
         ("objectiv: {}", 3, "objectiv: unknown key (did you mean 'objective'?)"),
         ("objective: {metrc: a}", 3, "objective.metrc: unknown key (did you mean 'metric'?)"),
         ("objective:\n  direction: min", 4, "'min' is not one of minimize, maximize"),
-        ("objective:\n  min_delta: -1", 4, "greater than or equal to 0, not -1"),
         ("objective:\n  min_delta: .nan", 4, "finite number"),
-        ("objective:\n  target: .inf", 4, "finite number"),
         ("protected: [prepare.pi]", 3, "matches no file (did you mean 'prepare.py'?)"),
         ("protected:\n  - README.md\n  - train.py", 2, "matches 'train.py', which is protected"),
         ("protected: [/etc/passwd]", 3, "is absolute"),
-        ("protected: [~/x]", 3, "is absolute"),
-        ("protected: ['C:\\\\x']", 3, "is absolute"),
-        ("protected: ['prompts/../../x']", 3, "leaves its folder through '..'"),
-        ("protected: ['']", 3, "is empty"),
         ("run: {cwd: ..}", 3, "leaves its folder"),
         ("run: {cwd: promts}", 3, "is no folder (did you mean 'prompts'?)"),
         ("run:\n  budget:\n    clock: gpu", 5, "'gpu' is not one of wall, cpu"),
-        ("run:\n  budget:\n    seconds: 0", 5, "greater than 0"),
-        ("run: {command: []}", 3, "run.command"),
         ("run: {env: {A-B: x}}", 3, "run.env.A-B"),
         ("scorer: {type: model}", 3, "needs `evaluator: FILE`"),
-        ("scorer: {type: model, evaluator: prepar.py}", 3, "did you mean 'prepare.py'?"),
         ("scorer: {type: model, evaluator: train.py}", 3, "is an artifact"),
         ("scorer: {type: command}", 3, "needs `command"),
         ("scorer: {command: [a]}", 3, "is for `type: command`"),
@@ -63,19 +53,13 @@ def load(tmp_path: Path) -> Load:
         ("scorer: {parse: {format: regex, pattern: 'x'}}", 3, "has no group"),
         ("constraints: {peak_vram_mb: {}}", 3, "give `soft`, `hard` or both"),
         ("constraints: {peak_vram_mb: {soft: 3, hard: 2}}", 3, "soft 3 is over hard 2"),
-        ("constraints: {peak_vram_mb: {hardd: 2}}", 3, "did you mean 'hard'?"),
         ("knobs: {X: {low: 2, high: 1}}", 3, "low 2 is not under high 1"),
         ("knobs: {X: {low: 0, high: 1, log: true}}", 3, "needs a low over 0"),
         ("knobs: {X: {type: int, low: 0.5, high: 1}}", 3, "whole numbers"),
         ("knobs: {X: {type: choice}}", 3, "takes `choices"),
-        ("knobs: {X: {type: choise}}", 3, "did you mean 'choice'?"),
         ("mutator: {type: command}", 3, "goes with `type: command`"),
         ("mutator: {type: overrides, command: [a]}", 3, "only there"),
-        ("mutation: {max_files: 0}", 3, "greater than or equal to 1"),
-        ("policy: {keep: always}", 3, "is not one of improve, simpler"),
-        ("budget: {runs: many}", 3, "valid integer"),
         ("inputs: [{env: '1A', locate: x}]", 3, "inputs.0.env"),
-        ("source: x", 3, "source: unknown key"),
         ("id: two", 3, "is there twice, first on line 1"),
         ("description: &a x\npolicy: *a", 4, "YAML alias"),
         ("3: x", 3, "is not a plain name"),
@@ -167,16 +151,6 @@ def test_protected_is_every_other_file_unless_listed(load: Load) -> None:
     assert [path for path in FILES if listed.is_protected(path)] == ["prepare.py"]
 
 
-def test_a_loaded_task_can_be_sent_as_json(load: Load) -> None:
-    task = load(
-        GOOD
-        + "run: {command: [python, train.py], budget: {seconds: 15, clock: cpu}}\n"
-        + "constraints: {peak_vram_mb: {hard: 8000}}\n"
-        + "knobs: {B: {type: choice, choices: [[0.8, 0.95], [0.9, 0.95]]}}\n"
-    )
-    assert Task.model_validate_json(task.model_dump_json()) == task
-
-
 def test_the_shipped_task_is_right_and_names_constants_of_train_py() -> None:
     from autohypothesis.engine.constants import settable_names
 
@@ -187,14 +161,6 @@ def test_the_shipped_task_is_right_and_names_constants_of_train_py() -> None:
     assert task.objective.min_delta > 0
     assert task.budget.runs is None, "a search ends when somebody says so"
     assert set(task.knobs) <= set(settable_names((ROOT / "train.py").read_bytes()))
-
-
-def test_the_schema_for_editors_knows_the_shipped_task() -> None:
-    schema = TaskFile.model_json_schema()
-    written = yaml.safe_load((ROOT / "tasks/pretrain/task.yaml").read_text(encoding="utf-8"))
-    assert set(written) <= set(schema["properties"])
-    assert "source" not in schema["properties"]
-    assert schema["additionalProperties"] is False
 
 
 # ── the task of a repository ────────────────────────────────────────────────────────────────
@@ -269,10 +235,6 @@ def test_a_repository_with_nothing_to_train_says_what_to_write(
 )
 def test_a_pattern_names_what_people_think(pattern: str, path: str, does: bool) -> None:
     assert matches(path, [pattern]) is does
-
-
-def test_no_pattern_names_nothing() -> None:
-    assert not matches("", []) and not matches("train.py", [])
 
 
 def test_a_pattern_stays_inside() -> None:

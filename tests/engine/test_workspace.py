@@ -92,8 +92,9 @@ def test_somebody_elses_folder_is_not_taken(repository: Repository) -> None:
     place.mkdir(parents=True)
     (place / "mine.txt").write_text("mine")
     with pytest.raises(GitError, match="already exists"):
-        Workspace(repository, "w").checkout(repository.head())
+        Workspace(repository, "w", branch="a/gpu0").checkout(repository.head())
     assert (place / "mine.txt").exists()
+    assert repository.read_ref("refs/heads/a/gpu0") is None
 
 
 def test_work_is_salvaged_before_a_worktree_goes(repository: Repository) -> None:

@@ -12,7 +12,6 @@ from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project, make_repository
 from autohypothesis.engine.runner import run
-from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Result
@@ -76,12 +75,6 @@ def test_a_printed_number_that_is_too_good_changes_nothing(
     assert result.evidence["scorer"]["summaries_seen"] == 2
 
 
-@pytest.mark.slow  # tests/training/test_evaluation.py has it without a training
-def test_a_model_that_looks_ahead_is_invalid(attempt: Try) -> None:
-    _, result = attempt(old="is_causal=True", new="is_causal=False")
-    assert (result.failure_kind, result.metric_value) == ("invalid", None)
-
-
 def test_a_training_that_rewrites_the_evaluation_is_invalid_and_says_so(attempt: Try) -> None:
     _, result = attempt(
         old="    clock = Clock()\n",
@@ -107,15 +100,6 @@ def test_weights_that_carry_code_are_not_loaded(attempt: Try) -> None:
     )
     assert (result.failure_kind, result.metric_value) == ("code_error", None)
     assert "weights" in result.failure_detail
-
-
-def test_a_hopeless_change_is_refused_in_seconds_and_leaves_no_run(
-    project: Project, attempt: Try
-) -> None:
-    """tests/training/test_candidate.py has others in this process."""
-    with pytest.raises(PreflightError, match="TOTAL_BATCH_SIZE"):
-        attempt(TOTAL_BATCH_SIZE=1000)
-    assert not project.layout.runs.exists()
 
 
 def seed_and_first_loss(project: Project, identity: str, result: Result) -> tuple[int, float]:

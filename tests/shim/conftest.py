@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from autohypothesis import system
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.shim import Launch
 from autohypothesis.records.layout import RunPaths
+from tests.conftest import ROOT, wait_until
 
 TRAININGS = Path(__file__).parent / "trainings"
 HANGS_S = 60.0
@@ -65,11 +67,8 @@ class Run:
         return self.text(name)
 
 
-def wait_until(true: Callable[[], bool], timeout: float = HANGS_S) -> None:
-    until = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.005)
+Start = Callable[..., Run]
+MakeLaunch = Callable[..., Launch]
 
 
 def known_shim(run: RunPaths) -> shim.ShimRecord:
@@ -82,8 +81,32 @@ def alive(pid: int) -> bool:
     return system.process_start(pid) is not None
 
 
+DRIVER = """
+import sys
+from autohypothesis.engine import shim
+from autohypothesis.engine.shim import Launch
+launch = Launch.from_json(sys.stdin.buffer.read())
+launch.run.out.mkdir(exist_ok=True)
+(launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
+shim.start(launch)
+shim.wait(launch.run, 60)
+print(open(launch.run.exit).read())
+"""
+
+
+def run_below(held: list[str], launch: Launch, ballast: int = 0) -> dict[str, Any]:
+    """Return exit.json of a shim below the command `held`, beside a file of so many bytes."""
+    done = subprocess.run(
+        [*held, sys.executable, "-c", DRIVER, str(ballast)], input=launch.to_json(), cwd=ROOT,
+        timeout=120, check=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    end = json.loads(done.stdout)
+    assert isinstance(end, dict)
+    return end
+
+
 @pytest.fixture
-def make_launch(tmp_path: Path) -> Callable[..., Launch]:
+def make_launch(tmp_path: Path) -> MakeLaunch:
     """A launch of one of the scripts in trainings/, in a run folder of its own."""
     count = 0
 
@@ -115,7 +138,7 @@ def make_launch(tmp_path: Path) -> Callable[..., Launch]:
 
 
 @pytest.fixture
-def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
+def start(make_launch: MakeLaunch) -> Iterator[Start]:
     """Start a shim; whatever is left of it is ended after the test."""
     runs: list[Run] = []
 

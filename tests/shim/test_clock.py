@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import pytest
 from autohypothesis.engine import failures
 from autohypothesis.engine.meters import ClockWatch
 from autohypothesis.engine.shim import Clock
+from tests.shim.conftest import Start
 
 BUDGET = 0.3
 
 
-def _run(start: Callable[..., Any], manner: str, clock: Clock, budget: float = BUDGET) -> Any:
+def _run(start: Start, manner: str, clock: Clock, budget: float = BUDGET) -> Any:
     return start(
         "clocked", manner, str(budget), clock,
         clock=clock, budget_seconds=BUDGET, clock_required=True,
@@ -25,7 +25,7 @@ def _run(start: Callable[..., Any], manner: str, clock: Clock, budget: float = B
 
 
 @pytest.mark.parametrize("clock", ["cpu", "wall"])
-def test_an_honest_clock_is_believed(start: Callable[..., Any], clock: Clock) -> None:
+def test_an_honest_clock_is_believed(start: Start, clock: Clock) -> None:
     end = _run(start, "honest", clock)
     assert end["clock"]["verdict"] == "ok", end["clock"]
     late = 0.05 if clock == "cpu" else 0.4  # others may have the core when the time is over
@@ -46,9 +46,7 @@ def test_an_honest_clock_is_believed(start: Callable[..., Any], clock: Clock) ->
         ("silent", "cpu", "never started"),
     ],
 )
-def test_a_clock_that_lies_is_invalid(
-    start: Callable[..., Any], manner: str, clock: Clock, words: str
-) -> None:
+def test_a_clock_that_lies_is_invalid(start: Start, manner: str, clock: Clock, words: str) -> None:
     end = _run(start, manner, clock)
     assert end["clock"]["verdict"] == "invalid"
     assert words in end["clock"]["reason"]
@@ -56,17 +54,12 @@ def test_a_clock_that_lies_is_invalid(
     assert failure is not None and failure.kind == "invalid" and words in failure.detail
 
 
-def test_a_budget_that_is_not_the_given_one_is_invalid(start: Callable[..., Any]) -> None:
+def test_a_budget_that_is_not_the_given_one_is_invalid(start: Start) -> None:
     end = _run(start, "honest", "cpu", budget=0.5)
     assert end["clock"]["reason"] == "the clock ran on a budget of 0.5 s, not 0.3 s"
 
 
-def test_a_foreign_script_needs_no_clock(start: Callable[..., Any]) -> None:
-    end = start("quick").wait()
-    assert end["clock"]["verdict"] == "absent" and end["clock"]["reason"] == ""
-
-
-def test_a_training_that_was_ended_is_not_also_called_a_liar(start: Callable[..., Any]) -> None:
+def test_a_training_that_was_ended_is_not_also_called_a_liar(start: Start) -> None:
     end = start(
         "clocked", "honest", "60", "cpu",
         clock="cpu", budget_seconds=60, clock_required=True, deadline_seconds=1.0,

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 from autohypothesis.engine import failures
 from autohypothesis.engine.devices import Device, Gpu
 from autohypothesis.engine.meters import GpuRecord
-from tests.conftest import ROOT
-from tests.shim.conftest import wait_until
+from tests.conftest import ROOT, wait_until
+from tests.shim.conftest import Start
 
 GPU = Device("cuda", "GPU-stand-in", "H100")
 
@@ -43,7 +42,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(folder)
 
 
-def test_memory_load_and_energy_of_a_training(start: Callable[..., Any], gpu: StandIn) -> None:
+def test_memory_load_and_energy_of_a_training(start: Start, gpu: StandIn) -> None:
     run = start("gated", device=GPU, heartbeat_s=0.1)
     pid = int(run.wait_for("pid"))
     gpu.set(used_mb=9000, processes=[[pid, 8000]], throttle=0x44)
@@ -64,7 +63,7 @@ def test_memory_load_and_energy_of_a_training(start: Callable[..., Any], gpu: St
 
 
 def test_a_training_never_starts_on_a_device_that_does_not_answer(
-    start: Callable[..., Any], gpu: StandIn
+    start: Start, gpu: StandIn
 ) -> None:
     gpu.set(lost=True)
     run = start("quick", device=GPU)
@@ -74,14 +73,12 @@ def test_a_training_never_starts_on_a_device_that_does_not_answer(
     assert failures.device_evidence(end) is not None
 
 
-def test_a_wrong_uuid_is_named(start: Callable[..., Any], gpu: StandIn) -> None:
+def test_a_wrong_uuid_is_named(start: Start, gpu: StandIn) -> None:
     end = start("quick", device=Device("cuda", "GPU-other", "H100")).wait()
     assert "GPU-other" in end["error"] and "Not Found" in end["error"]
 
 
-def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(
-    start: Callable[..., Any], gpu: StandIn
-) -> None:
+def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(start: Start, gpu: StandIn) -> None:
     run = start("gated", device=GPU)
     run.wait_for("pid")
     gpu.set(lost=True)
@@ -93,9 +90,7 @@ def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(
     assert failure is not None and failure.kind == "infra"
 
 
-def test_a_driver_that_hangs_does_not_hold_the_deadline_up(
-    start: Callable[..., Any], gpu: StandIn
-) -> None:
+def test_a_driver_that_hangs_does_not_hold_the_deadline_up(start: Start, gpu: StandIn) -> None:
     run = start("gated", device=GPU, deadline_seconds=3.0, memory_back_s=0.5)
     run.wait_for("pid")
     gpu.set(hang=True)
@@ -104,7 +99,7 @@ def test_a_driver_that_hangs_does_not_hold_the_deadline_up(
     assert "not answered" in end["device"]["nvml_error"]
 
 
-def test_memory_that_does_not_come_back_is_said(start: Callable[..., Any], gpu: StandIn) -> None:
+def test_memory_that_does_not_come_back_is_said(start: Start, gpu: StandIn) -> None:
     run = start("gated", device=GPU, memory_back_s=0.5)
     run.wait_for("pid")
     gpu.set(used_mb=9000)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.devices import Lease, release
-from autohypothesis.engine.shim import Launch
-from tests.shim.conftest import alive, wait_until
+from tests.conftest import wait_until
+from tests.shim.conftest import MakeLaunch, Start, alive
 
 rounds = pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.slow)])
 
@@ -27,7 +26,7 @@ def _pid(run: Any) -> int:
     return int(run.text("pid") or 0)
 
 
-def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
+def _kill_shim(start: Start, tmp_path: Path, after: float) -> None:
     lease = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     began = time.time()
     run = start("steady", "20", lease=lease)
@@ -44,14 +43,14 @@ def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
 
 @rounds
 def test_a_killed_shim_takes_the_training_with_it_and_frees_the_lease(
-    start: Callable[..., Any], tmp_path: Path, rounds: int
+    start: Start, tmp_path: Path, rounds: int
 ) -> None:
     for _ in range(rounds):
         _kill_shim(start, tmp_path, random.uniform(0, 0.25))
 
 
 def test_leftovers_of_a_killed_shim_are_found_by_run_folder_and_start_time(
-    start: Callable[..., Any],
+    start: Start,
 ) -> None:
     began = time.time()
     run = start("family", "0", "60", "close", "stay")
@@ -65,9 +64,7 @@ def test_leftovers_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     assert not alive(daemon)
 
 
-def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(start: Start, tmp_path: Path) -> None:
     lease = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     run = start("family", "0", "60", "stay", lease=lease)
     run.wait_for("pid")
@@ -93,7 +90,7 @@ time.sleep(60)
 """
 
 
-def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: float) -> bool:
+def _kill_parent(make_launch: MakeLaunch, tmp_path: Path, after: float) -> bool:
     """Kill the starter; True if its shim had begun, and then finished."""
     launch = make_launch("steady", "0.1")
     given = tmp_path / "given.json"
@@ -117,7 +114,7 @@ def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: floa
 
 @rounds
 def test_a_shim_survives_the_death_of_its_parent(
-    make_launch: Callable[..., Launch], tmp_path: Path, rounds: int
+    make_launch: MakeLaunch, tmp_path: Path, rounds: int
 ) -> None:
     # From "at once" to "surely begun", and between the two by chance.
     waits = [0.0, 0.3, *(random.uniform(0, 0.15) for _ in range(rounds - 2))]
@@ -126,9 +123,7 @@ def test_a_shim_survives_the_death_of_its_parent(
 
 
 @rounds
-def test_a_training_killed_at_any_moment_leaves_a_whole_record(
-    start: Callable[..., Any], rounds: int
-) -> None:
+def test_a_training_killed_at_any_moment_leaves_a_whole_record(start: Start, rounds: int) -> None:
     for _ in range(rounds):
         run = start("steady", "20")
         run.wait_for("pid")
@@ -151,7 +146,7 @@ def test_the_training_dies_even_if_the_shim_was_dead_before_it_looked() -> None:
 
 
 def test_ending_leftovers_leaves_an_experiment_of_the_same_name_elsewhere_alone(
-    start: Callable[..., Any],
+    start: Start,
 ) -> None:
     """Two repositories that both search under today's tag give the same ids."""
     began = time.time()

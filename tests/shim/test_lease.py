@@ -8,9 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,10 +16,11 @@ from autohypothesis.engine import devices
 from autohypothesis.engine.devices import Device, Lease, lease_of, lock_folder
 from autohypothesis.errors import LeaseError
 from tests.conftest import ROOT
+from tests.shim.conftest import Start
 
 
 def test_two_trainings_never_share_a_cpu_slot_and_the_loser_names_the_holder(
-    start: Callable[..., Any], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     spec = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     first = start("steady", "20", lease=spec, repository="/some/repository")
@@ -32,14 +31,6 @@ def test_two_trainings_never_share_a_cpu_slot_and_the_loser_names_the_holder(
     for word in (first.launch.experiment_id, "/some/repository", str(first.handle.pid)):
         assert word in end["error"]
     assert not (second.dir / "run.log").exists()
-
-
-def test_a_freed_cpu_slot_is_taken_at_once(start: Callable[..., Any], tmp_path: Path) -> None:
-    spec = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
-    for _ in range(3):
-        run = start("quick", lease=spec)
-        assert run.wait()["status"] == "exited"
-    assert spec.holder() is None
 
 
 def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path) -> None:

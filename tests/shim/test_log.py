@@ -7,10 +7,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,12 +19,11 @@ from autohypothesis.engine.logs import (
     CappedLog,
     Progress,
     StreamReader,
-    parse_number,
     parse_progress,
     parse_summary,
-    printed_nonsense,
     read_tail,
 )
+from tests.shim.conftest import Start
 
 
 def _peak_mb(pid: int) -> float:
@@ -46,9 +43,9 @@ def _log_bytes(folder: Path) -> int:
     return total
 
 
-def test_a_training_that_prints_hundreds_of_megabytes(start: Callable[..., Any]) -> None:
+def test_a_training_that_prints_without_end_has_a_log_with_an_end(start: Start) -> None:
     limit = 1 << 20
-    run = start("talk", "256", log_limit_bytes=limit, deadline_seconds=240)
+    run = start("talk", "64", log_limit_bytes=limit)
     peak = 0.0
     while system.is_alive(run.handle.pid, run.handle.start):
         try:
@@ -57,10 +54,10 @@ def test_a_training_that_prints_hundreds_of_megabytes(start: Callable[..., Any])
             break
         assert _log_bytes(run.dir) < 2 * limit
         time.sleep(0.05)
-    end = run.wait(240)
+    end = run.wait()
     assert end["status"] == "exited" and end["metrics"] == {"val_bpb": 1.125}
     assert end["wall_seconds"] < max(45, 10 * end["cpu_seconds"])
-    assert end["log"]["bytes"] > 0.99 * (256 << 20)
+    assert end["log"]["bytes"] > 0.99 * (64 << 20)
     log = run.text("run.log")
     assert len(log) < limit + 100
     assert log.startswith("first line\n") and log.endswith("val_bpb: 1.125\n")
@@ -72,7 +69,7 @@ def test_a_training_that_prints_hundreds_of_megabytes(start: Callable[..., Any])
     ("manner", "blocks"),
     [("bytes", 1), ("returns", 1), ("twice", 2), ("unended", 1), ("endless", 1)],
 )
-def test_odd_output_is_read(start: Callable[..., Any], manner: str, blocks: int) -> None:
+def test_odd_output_is_read(start: Start, manner: str, blocks: int) -> None:
     end = start("odd_output", manner).wait()
     assert end["metrics"]["val_bpb"] == 1.5
     assert end["summaries_seen"] == blocks
@@ -82,7 +79,7 @@ def test_odd_output_is_read(start: Callable[..., Any], manner: str, blocks: int)
         ]  # fmt: skip
 
 
-def test_a_number_cut_off_by_a_kill_is_no_number(start: Callable[..., Any]) -> None:
+def test_a_number_cut_off_by_a_kill_is_no_number(start: Start) -> None:
     script = "import os; os.write(1, b'val_bpb: 0.9'); os.kill(os.getpid(), 9)"
     run = start("quick", command=("/usr/bin/env", "python3", "-c", script))
     assert run.wait()["metrics"] == {}
@@ -144,8 +141,8 @@ def test_the_stream_reader_does_not_care_how_the_stream_is_cut() -> None:
         assert reader.samples()[-1] == [1.0, 10.0, None, 5.0]
 
 
-def test_heartbeats_carry_the_live_figures(start: Callable[..., Any]) -> None:
-    run = start("steady", "2.0", heartbeat_s=0.1)
+def test_heartbeats_carry_the_live_figures(start: Start) -> None:
+    run = start("steady", "1.0", heartbeat_s=0.1)
     run.wait()
     beats = [event for event in run.events() if event["event_type"] == "heartbeat"]
     assert len(beats) >= 3
@@ -178,12 +175,6 @@ def test_other_lines_are_no_progress(line: str) -> None:
     assert parse_progress(line) is None
 
 
-def test_a_loss_that_is_no_number_is_absent() -> None:
-    for text in ("nan", "inf", "1e999", "9" * 50, "", "abc"):
-        found = parse_progress(f"step 1 (1.0%) | loss: {text} | tok/sec: 5")
-        assert found is not None and found.loss is None and found.tok_per_sec == 5.0
-
-
 @given(st.text())
 def test_no_line_breaks_the_progress_parser(line: str) -> None:
     for text in (line, f"step 1 ({line}%) | loss: {line} | {line}"):
@@ -207,19 +198,7 @@ def test_what_is_printed_is_read(step: int, share: float, loss: float, speed: in
     assert found.loss == pytest.approx(loss, abs=1e-6)
 
 
-@given(st.text() | st.floats().map(str) | st.integers().map(str))
-def test_a_number_is_finite_or_none(text: str) -> None:
-    number = parse_number(text)
-    assert number is None or (math.isfinite(number) and abs(number) < 1e18)
-
-
 SUMMARY = "---\nval_bpb:          0.997900\npeak_vram_mb:     45060.2\ndepth:            8\n"
-
-
-def test_the_published_summary() -> None:
-    found = parse_summary("step 1 | loss: 3\n" + SUMMARY)
-    assert found.metrics == {"val_bpb": 0.9979, "peak_vram_mb": 45060.2, "depth": 8.0}
-    assert found.blocks == 1 and found.metrics["depth"] == 8.0
 
 
 @pytest.mark.parametrize(
@@ -233,17 +212,11 @@ def test_the_published_summary() -> None:
         ("loss 3\r\nval_bpb: 0.99\r\ndepth: 8\r\n", 0.99, 1),
         ("step 1\rval_bpb: 0.99\r", 0.99, 1),
         ("the val_bpb: 0.99\n", None, 0),
-        ("  val_bpb: 0.99\n", None, 0),
         ("my_val_bpb: 0.99\n", None, 0),
-        ("val_bpb 0.99\n", None, 0),
         ("val_bpb: nan\n", None, 1),
-        ("val_bpb: -inf\n", None, 1),
-        ("val_bpb: 1e999\n", None, 1),
-        ("val_bpb: " + "9" * 5000 + "\n", None, 1),
         ("val_bpb: " + "9" * 30 + "\n", None, 1),
         (SUMMARY + "---\nval_bpb: " + "9" * 5000 + "\n", None, 2),
         (SUMMARY + "---\nval_bpb: nan\n", None, 2),  # an earlier number is no excuse
-        ("", None, 0),
     ],
 )
 def test_which_number_counts(text: str, value: float | None, blocks: int) -> None:
@@ -259,12 +232,6 @@ def test_words_stay_words_and_nonsense_is_left_out() -> None:
 def test_another_metric() -> None:
     assert parse_summary("accuracy: 0.5\n", "accuracy").metrics == {"accuracy": 0.5}
     assert parse_summary("accuracy: 0.5\n").blocks == 0
-
-
-def test_a_printed_nonsense_is_shown() -> None:
-    assert printed_nonsense("val_bpb: nan\n") == "nan"
-    assert printed_nonsense("val_bpb: nan\n---\nval_bpb: 1.0\n") is None
-    assert printed_nonsense("loss: nan\n") is None
 
 
 @given(st.text())

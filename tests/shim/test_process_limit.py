@@ -1,36 +1,23 @@
-"""A fork bomb is one failed run: with a cgroup, and where the shim has to count."""
+"""What a machine limits: processes, with a cgroup and by counting; the size of files; the disk."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from autohypothesis import sandbox, system
 from autohypothesis.engine import failures, processes
-from autohypothesis.engine.processes import ProcessLimit
-from autohypothesis.engine.shim import Launch, ScoreCommand
+from autohypothesis.engine.shim import ScoreCommand
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import write_atomic
-from tests.conftest import ROOT
-from tests.shim.conftest import alive, wait_until
-
-DRIVER = """
-import sys
-from autohypothesis.engine import shim
-from autohypothesis.engine.shim import Launch
-launch = Launch.from_json(sys.stdin.buffer.read())
-shim.start(launch)
-shim.wait(launch.run, 60)
-"""
+from tests.conftest import ROOT, small_disk, wait_until
+from tests.shim.conftest import MakeLaunch, Start, alive, run_below
 
 
 def can_make_groups() -> bool:
@@ -51,19 +38,16 @@ def groups() -> list[str]:
     return [name for name in os.listdir(home) if name.startswith("autohypothesis-")] if home else []
 
 
-def counted(launch: Launch) -> Any:
-    """The run of a shim that may make no cgroup."""
-    held = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
-    held += ["--ro-bind", "/sys/fs/cgroup", "/sys/fs/cgroup", "--"]
-    command = [*held, sys.executable, "-c", DRIVER]
-    subprocess.run(command, input=launch.to_json(), cwd=ROOT, timeout=120, check=True)
-    return json.loads(launch.run.exit.read_text())
+WITHOUT_CGROUPS = [
+    "bwrap", "--die-with-parent", "--dev-bind", "/", "/",
+    "--ro-bind", "/sys/fs/cgroup", "/sys/fs/cgroup", "--",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("manner", ["row", "tree"])
 @pytest.mark.parametrize("how", ["cgroup", "counting"])
 def test_a_fork_bomb_is_one_failed_run(
-    make_launch: Callable[..., Launch], start: Callable[..., Any], how: str, manner: str
+    make_launch: MakeLaunch, start: Start, how: str, manner: str
 ) -> None:
     if not (CGROUPS if how == "cgroup" else sandbox.works("bwrap")):
         pytest.skip("no right to make a cgroup, or no bwrap to take it away")
@@ -75,7 +59,7 @@ def test_a_fork_bomb_is_one_failed_run(
         assert beside.wait()["exit_code"] == 0, "the bomb disturbed another run"
     else:
         launch = make_launch("bomb", manner, "3000", max_processes=40)
-        end, paths = counted(launch), launch.run
+        end, paths = run_below(WITHOUT_CGROUPS, launch), launch.run
     assert end["status"] == "processes", end
     failure = failures.classify(end, "", None)
     assert failure is not None and failure.kind == "code_error"
@@ -85,20 +69,13 @@ def test_a_fork_bomb_is_one_failed_run(
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
-def test_threads_are_held_by_the_cgroup(start: Callable[..., Any]) -> None:
+def test_threads_are_held_by_the_cgroup(start: Start) -> None:
     end = start("bomb", "threads", "200", max_processes=10).wait()
     assert end["status"] == "processes"
     assert "it ran 40 processes and threads at once, 10 processes with 4" in end["error"]
 
 
-def test_a_run_within_its_limit_is_left_alone(start: Callable[..., Any]) -> None:
-    end = start("family", "0.1", "0", "close", "wait", max_processes=2).wait()
-    assert (end["status"], end["exit_code"]) == ("exited", 0)
-
-
-def test_a_bomb_in_the_scoring_is_named(
-    start: Callable[..., Any], make_launch: Callable[..., Launch]
-) -> None:
+def test_a_bomb_in_the_scoring_is_named(start: Start, make_launch: MakeLaunch) -> None:
     bomb = make_launch("bomb", "row", "3000")
     spec = ScoreCommand(bomb.command, bomb.cwd, bomb.env, 60.0)
     end = start("quick", score=spec, max_processes=40).wait()
@@ -107,7 +84,7 @@ def test_a_bomb_in_the_scoring_is_named(
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
-def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(start: Callable[..., Any]) -> None:
+def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(start: Start) -> None:
     run = start("gated")
     run.wait_for("pid")
     mine = f"autohypothesis-{run.handle.pid}-"
@@ -161,37 +138,49 @@ def test_the_own_group_is_the_one_that_has_this_process(
     assert processes._own_group() == group
 
 
-def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_own_group", lambda: "")
-    owned = 3
-    limit = ProcessLimit()
-    limit.enter()
-    limit.hold(3, lambda: owned)
-    assert limit.excess() == ""
-    owned = 4
-    assert limit.excess() == "", "it was counted just now"
-    monkeypatch.setattr(processes, "COUNT_S", 0.0)
-    limit._next = 0.0
-    assert limit.excess() == "4 processes at once, 3 are allowed"
-    limit.leave()
-
-
-# ── the size of files ─────────────────────────────────────────────────────────────────────────
+# ── the size of files, and a real ENOSPC ────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("manner", ["file", "talk"])
 def test_a_training_over_the_limit_of_file_sizes_is_told_so(
-    make_launch: Callable[..., Launch], manner: str
+    make_launch: MakeLaunch, manner: str
 ) -> None:
     """Its own file, or run.log, which the shim writes."""
     launch = make_launch("fill", manner, log_limit_bytes=64 << 20)
-    script = f"ulimit -f 400; exec {sys.executable} -c '{DRIVER}'"
-    subprocess.run(["bash", "-c", script], input=launch.to_json(), cwd=ROOT, timeout=120)
-    end = json.loads(launch.run.exit.read_text())
+    end = run_below(["bash", "-c", 'ulimit -f 400; exec "$@"', "-"], launch)
     log = launch.run.log.read_text(errors="replace")[-4096:] if launch.run.log.exists() else ""
     failure = failures.classify(end, log, None)
     assert failure is not None and failure.kind == "infra", (end, log)
     assert "File too large" in failure.detail and "`ulimit -f unlimited`" in failure.detail
+
+
+needs_bwrap = pytest.mark.skipif(not sandbox.works("bwrap"), reason="bwrap may not run")
+
+
+@needs_bwrap
+def test_a_log_that_fills_the_disk_ends_the_run_as_infra(make_launch: MakeLaunch) -> None:
+    launch = make_launch("fill", "talk", log_limit_bytes=64 << 20)
+    end = run_below(small_disk([], launch.run_dir, 2 << 20), launch)
+    assert end["status"] == "infra" and "No space left on device" in end["error"]
+    failure = failures.classify(end, "", None)
+    assert failure is not None and failure.kind == "infra"
+
+
+@needs_bwrap
+def test_a_training_that_fills_the_disk_with_a_file_ends(make_launch: MakeLaunch) -> None:
+    launch = make_launch("fill", "file", deadline_seconds=5)
+    end = run_below(small_disk([], launch.run_dir, 2 << 20), launch)
+    assert end["status"] in ("exited", "infra") and end["exit_code"] != 0
+
+
+@needs_bwrap
+def test_a_disk_that_is_full_before_the_start_is_reported_if_anything_can_be(
+    make_launch: MakeLaunch,
+) -> None:
+    launch = make_launch("quick")
+    # Room for launch.json, shim.json and a small exit.json, but not for the reserve.
+    end = run_below(small_disk([], launch.run_dir, 1 << 20), launch, (1 << 20) - (40 << 10))
+    assert end["status"] == "infra" and "No space left" in end["error"]
 
 
 def test_a_record_over_the_limit_of_file_sizes_names_the_limit(tmp_path: Path) -> None:
@@ -211,11 +200,3 @@ def test_a_record_over_the_limit_of_file_sizes_names_the_limit(tmp_path: Path) -
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not (tmp_path / "large.json").exists()
     assert (tmp_path / "large.jsonl").read_bytes() == b""
-
-
-def test_what_a_full_disk_and_a_quota_are_told_apart_by() -> None:
-    import errno
-
-    assert "`df -h`" in system.room_advice(errno.ENOSPC)
-    assert "`quota -s`" in system.room_advice(errno.EDQUOT)
-    assert system.room_advice(errno.EACCES) == "" == system.room_advice(None)

@@ -7,9 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +16,8 @@ from autohypothesis.engine import shim
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
-from tests.conftest import ROOT
-from tests.shim.conftest import wait_until
+from tests.conftest import ROOT, wait_until
+from tests.shim.conftest import MakeLaunch, Start
 
 
 def _record(tmp_path: Path, **changes: object) -> RunPaths:
@@ -42,7 +40,7 @@ def run_shim(launch: Launch, code: str = "import sys; sys.exit(main(sys.argv))")
     return subprocess.run(command, cwd=ROOT, input=shim.GO + b"x\n").returncode
 
 
-def test_the_states_of_a_real_run(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_states_of_a_real_run(start: Start, tmp_path: Path) -> None:
     assert shim.status(RunPaths(tmp_path)) == "absent"
     run = start("gated")
     run.wait_for("pid")
@@ -70,7 +68,7 @@ def test_a_damaged_identity_is_a_dead_shim(tmp_path: Path, content: str) -> None
     assert shim.read_record(RunPaths(tmp_path)) is False
 
 
-def test_a_zombie_is_dead(start: Callable[..., Any]) -> None:
+def test_a_zombie_is_dead(start: Start) -> None:
     run = start("quick")
     while system.process_start(run.handle.pid) is not None:
         time.sleep(0.01)
@@ -79,7 +77,7 @@ def test_a_zombie_is_dead(start: Callable[..., Any]) -> None:
     assert not Path(f"/proc/{run.handle.pid}").exists()
 
 
-def test_a_run_folder_is_used_once(start: Callable[..., Any]) -> None:
+def test_a_run_folder_is_used_once(start: Start) -> None:
     run = start("quick")
     end = run.wait()
     with pytest.raises(LaunchError, match="was used before"):
@@ -90,9 +88,7 @@ def test_a_run_folder_is_used_once(start: Callable[..., Any]) -> None:
     assert run.exit() == end
 
 
-def test_a_forbidden_folder_never_sees_a_training(
-    make_launch: Callable[..., Launch], start: Callable[..., Any]
-) -> None:
+def test_a_forbidden_folder_never_sees_a_training(make_launch: MakeLaunch, start: Start) -> None:
     """Between the fork of a shim and its first word a collector may have judged."""
     launch = make_launch("quick")
     launch.run.launch.write_bytes(launch.to_json())
@@ -106,7 +102,7 @@ def test_a_forbidden_folder_never_sees_a_training(
 
 
 def test_a_warm_shim_that_is_never_told_to_go_leaves_nothing(
-    make_launch: Callable[..., Launch],
+    make_launch: MakeLaunch,
 ) -> None:
     launch = make_launch("quick")
     dismissed = shim.prestart(launch.run, launch.experiment_id)
@@ -115,7 +111,7 @@ def test_a_warm_shim_that_is_never_told_to_go_leaves_nothing(
     assert [path.name for path in launch.run.folder.iterdir()] == ["out"]
 
 
-def test_a_warm_shim_goes_with_a_killed_starter(make_launch: Callable[..., Launch]) -> None:
+def test_a_warm_shim_goes_with_a_killed_starter(make_launch: MakeLaunch) -> None:
     launch = make_launch("quick")
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom autohypothesis.engine import shim\n"
@@ -135,7 +131,7 @@ def test_a_warm_shim_goes_with_a_killed_starter(make_launch: Callable[..., Launc
 
 
 def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
-    make_launch: Callable[..., Launch],
+    make_launch: MakeLaunch,
 ) -> None:
     launch = make_launch("quick")
     died, failing = (shim.prestart(launch.run, launch.experiment_id) for _ in range(2))
@@ -150,12 +146,7 @@ def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
     assert shim.status(launch.run) == "absent"
 
 
-def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> None:
-    for _ in range(5):
-        assert shim.read_record(start("quick").launch.run)
-
-
-def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> None:
+def test_the_shim_imports_nothing_heavy(make_launch: MakeLaunch) -> None:
     """Its whole life, with every lazy import, in one process."""
     launch = make_launch("quick")
     launch.run.launch.write_bytes(launch.to_json())
@@ -173,7 +164,7 @@ def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> N
     assert not heavy & late and not slow & early
 
 
-def test_a_training_is_started_in_a_blink(start: Callable[..., Any]) -> None:
+def test_a_training_is_started_in_a_blink(start: Start) -> None:
     """The goal is 60 ms from the call to the exec; the guard is five times that.
 
     Where other processes have the cores, an interpreter that does nothing says how much longer.

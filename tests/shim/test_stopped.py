@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from autohypothesis import system
 from autohypothesis.engine import failures, processes, shim
 from autohypothesis.engine.collect import end_overdue, stopped_shim
 from autohypothesis.engine.processes import ASLEEP_S
-from autohypothesis.engine.shim import Launch, ScoreCommand
-from tests.shim.conftest import alive, wait_until
+from autohypothesis.engine.shim import ScoreCommand
+from tests.conftest import wait_until
+from tests.shim.conftest import MakeLaunch, Start, alive
 
 
 def make_overdue(run: Any, seconds: float) -> None:
@@ -33,7 +33,7 @@ def stop(run: Any) -> None:
 
 
 def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_is(
-    start: Callable[..., Any],
+    start: Start,
 ) -> None:
     """Whether the second training ended in time cannot be known."""
     within, past = start("gated"), start("gated", deadline_seconds=2.5)
@@ -54,7 +54,7 @@ def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_i
     check_not_believed(end)
 
 
-def test_a_short_pause_with_the_deadline_in_it_is_not_believed(start: Callable[..., Any]) -> None:
+def test_a_short_pause_with_the_deadline_in_it_is_not_believed(start: Start) -> None:
     run = start("gated", deadline_seconds=2.5)
     run.wait_for("pid")
     stop(run)
@@ -83,7 +83,7 @@ def test_a_clock_that_a_stopped_shim_could_not_check_is_no_fault_of_the_training
 
 
 def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
-    start: Callable[..., Any],
+    start: Start,
 ) -> None:
     run = start("family", "0", "60", "close", "wait")
     wait_until(lambda: run.text("daemon") != "")
@@ -107,7 +107,7 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
 
 
 def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
-    make_launch: Callable[..., Launch],
+    make_launch: MakeLaunch,
 ) -> None:
     spec = ScoreCommand(("x",), "/", {}, 100.0)
     launch = make_launch("quick", score=spec, deadline_seconds=10.0)
@@ -116,7 +116,7 @@ def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
     assert scoring == pytest.approx(training + 100.0 + launch.stop_grace_s)
 
 
-def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any]) -> None:
+def test_a_stopped_shim_hears_a_cancel(start: Start) -> None:
     run = start("polite")
     run.wait_for("pid")
     stop(run)
@@ -124,9 +124,7 @@ def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any]) -> None:
     assert run.wait()["status"] == "cancelled"
 
 
-def test_an_older_identity_without_limits_is_waited_for(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_an_older_identity_without_limits_is_waited_for(start: Start, tmp_path: Path) -> None:
     run = start("gated")
     run.wait_for("pid")
     path = run.dir / "shim.json"
