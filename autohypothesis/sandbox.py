@@ -199,10 +199,9 @@ def _proc_is_guarded() -> bool:
     """
     if os.geteuid() != 0:
         return True
-    try:
+    with suppress(OSError):
         return bool(os.statvfs("/proc/sys").f_flag & os.ST_RDONLY)
-    except OSError:
-        return False
+    return False
 
 
 def _bwrap(granted: SandboxSpec) -> list[str]:

@@ -106,13 +106,6 @@ def physical_cores() -> list[int]:
     return list(first.values())
 
 
-def memory_mb() -> int:
-    """Return the memory of this machine in MiB."""
-    import psutil
-
-    return int(psutil.virtual_memory().total >> 20)
-
-
 class CtrlC:
     """Handles Ctrl-C as Python does, and remembers it.
 

@@ -316,7 +316,7 @@ class RecordWatch:
     def __init__(self, launch: Launch) -> None:
         self._run, self._others = launch.run, launch.watched
         self._before = {path: self._stamp(path) for path in (*self._kept_files(), *self._others)}
-        self._events: tuple[int, int] | None = None
+        self._events: tuple[int, ...] | None = None
         self._events_changed = False
 
     @contextmanager
@@ -374,11 +374,8 @@ class RecordWatch:
             os.makedirs(self._run.out, exist_ok=True)
             os.rename(path, self._run.out / f"from-the-record-{os.path.basename(path)}")
 
-    def _events_now(self) -> tuple[int, int]:
-        with suppress(OSError):
-            status = os.lstat(self._run.events)
-            return status.st_ino, status.st_size
-        return 0, 0
+    def _events_now(self) -> tuple[int, ...]:
+        return (self._stamp(str(self._run.events)) or (0, 0))[:2]
 
 
 GROWN_MB = 64.0  # a context alone is larger; smaller changes are no training

@@ -241,7 +241,6 @@ class ProcessMonitor:
             self._too_many = f"{excess} (run.max_processes)"
 
     def _pump(self) -> None:
-        """Move one chunk from the pipe to the log."""
         try:
             data = os.read(self._child.output, CHUNK)
         except BlockingIOError:
@@ -492,7 +491,6 @@ class ProcessLimit:
             self._offered = True
 
     def _number(self, name: str) -> int | None:
-        """Return the last number in a file of the cgroup."""
         with suppress(OSError, ValueError, IndexError):
             return int(system.read(f"{self._group}/{name}").split()[-1])
         return None

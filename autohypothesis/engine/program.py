@@ -175,10 +175,9 @@ def resolve(word: str, cwd: Path) -> str:
     Raises:
         FileNotFoundError: there is no such program, neither in the PATH nor as seen from `cwd`.
     """
-    file = shutil.which(word if os.sep not in word else cwd / os.path.expanduser(word))
-    if file is None:
-        raise FileNotFoundError(f"there is no program {word!r}")
-    return str(file)
+    if file := shutil.which(word if os.sep not in word else cwd / os.path.expanduser(word)):
+        return str(file)
+    raise FileNotFoundError(f"there is no program {word!r}")
 
 
 def _tell(stream: IO[bytes], content: bytes) -> None:

@@ -143,10 +143,9 @@ class Project:
         """
         wanted = checked_id(tag or self.usual_tag())
         refuse_foreign_ledger(self.repository, self.layout)
-        if self._task_of(wanted) not in ("", self.task.id):
+        if (other := self._task_of(wanted)) not in ("", self.task.id):
             raise UsageError(
-                f"tag {wanted!r} is a search of task {self._task_of(wanted)!r}, not of"
-                f" {self.task.id!r}",
+                f"tag {wanted!r} is a search of task {other!r}, not of {self.task.id!r}",
                 hint="name another: --tag NAME",
             )
         refuse_checked_out(self.repository, wanted)

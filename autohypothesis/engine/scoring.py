@@ -137,7 +137,6 @@ class CommandScorer:
         return Score(value, metrics, attested=True)
 
     def _printed(self, text: str) -> list[tuple[object, object]]:
-        """Return each score that the program printed, with its metrics."""
         parse = self.task.scorer.parse
         if parse.pattern is not None:
             return [(number, {}) for number in _matches(text, parse.pattern)]
@@ -211,7 +210,6 @@ def _kind_of(run: RunPaths, answer: Mapping[str, Any], default: FailureKind) -> 
 
 
 def _text(path: Path) -> str:
-    """Return what is in a file that a run left, as far as it can be read."""
     try:
         return read_bytes(path, LOG_LIMIT).decode("utf-8", "replace")
     except (RecordError, FileNotFoundError):

@@ -225,7 +225,6 @@ class ShimRun:
         return TreeMeter(apart=() if self.sampler is None else (self.sampler.pid,))
 
     def _tick(self) -> None:
-        """Look at everything that is measured, some ten times a second."""
         now = time.monotonic()
         if self.ended is None and self.clock is not None and self.meter is not None:
             self.clock.poll()
@@ -333,7 +332,6 @@ class ShimRun:
             time.sleep(0.01)
 
     def _owned(self) -> list[int]:
-        """Return the training or scoring, with all that it has started."""
         return self._new_meter().pids()
 
     def _close_gpu(self) -> None:

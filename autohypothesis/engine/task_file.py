@@ -78,11 +78,11 @@ def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Tas
         written = TaskFile.model_validate(data)
     except ValidationError as error:
         raise TaskFileError(path, [*problems_of(error, TaskFile), *problems], marks) from error
-    values = {name: getattr(written, name) for name in TaskFile.model_fields}
+    values = {**dict(written), "root": "repository", "source": source}
     for name in ("artifacts", "protected"):
         if values[name] is not None:
             values[name] = tuple(_below(folder, pattern) for pattern in values[name])
-    task = Task(**{**values, "root": "repository", "source": source})
+    task = Task(**values)
     if problems := [*_missing_names(task, files), *problems]:
         raise TaskFileError(path, problems, marks)
     return task

@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from pydantic import BaseModel, ValidationError
 
-from autohypothesis import system
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
 from autohypothesis.engine.devices import Gpu, all_gpus, cuda_version, usable_gpus
@@ -219,7 +219,7 @@ def inspect_machine(root: Path) -> Machine:
         why_no_gpu=why_none or usable_gpus()[1],
         cuda_version=cuda_version(),
         cpu_lanes=len(engine.cpu_slots()),
-        memory_mb=system.memory_mb(),
+        memory_mb=psutil.virtual_memory().total >> 20,
         choice=choice,
         why_no_choice=why_no_choice,
         device_problem=device_problem,
