@@ -159,9 +159,6 @@ def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem
     return brief
 
 
-# ── sections ────────────────────────────────────────────────────────────────────────────────
-
-
 def _objective(task: Task) -> str:
     goal = task.objective
     text = f"{goal.direction} {goal.metric}"
@@ -267,9 +264,6 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-# ── findings ────────────────────────────────────────────────────────────────────────────────
-
-
 def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[Finding]:
     """Yield what was kept, what fails and what led nowhere, the most important first.
 
@@ -352,9 +346,6 @@ def _implication(row: Row) -> str:
     if status == "crash":
         return f"fails ({row.get('failure_kind') or 'unknown'})"
     return f"no gain ({row.get('outcome') or 'discarded'})"
-
-
-# ── sizes ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _lines(texts: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
@@ -88,13 +89,10 @@ class AvailableWorkers:
             if worker.worker_id not in resting and worker.device not in quarantined
         ]
 
-    def worker(self, worker_id: str) -> Worker | None:
-        return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
-
-    def has_device(self, worker_id: str, device: str) -> bool:
-        """Return whether `device` is the one that the worker uses."""
-        worker = self.worker(worker_id)
-        return worker is not None and device in (worker.device, worker_id)
+    def device_of(self, worker_id: str) -> str | None:
+        """Return the device of a worker; None where it is none of ours."""
+        devices = {worker.worker_id: worker.device for worker in self.workers}
+        return devices.get(worker_id)
 
     @property
     def capacity(self) -> int:
@@ -173,14 +171,13 @@ class Dispatcher:
         The device that it was lost with is avoided while there is another.
         """
         available = self.available
-        if available.worker(hypothesis.worker_id) is not None:
+        if available.device_of(hypothesis.worker_id) is not None:
             return hypothesis.worker_id == worker
         if hypothesis.platform_key and not self._is_on(worker, hypothesis.platform_key):
             return False
         device = self.requeue.avoided_device(hypothesis.hypothesis_id)
-        if device is None or not available.has_device(worker, device):
-            return True
-        return all(available.has_device(other, device) for other in available.ready)
+        blamed = [name for name in available.ready if device in (name, available.device_of(name))]
+        return device is None or worker not in blamed or blamed == available.ready
 
     def _is_on(self, worker: str, key: str) -> bool:
         """Return whether a worker runs on a platform, as far as is known.
@@ -401,11 +398,10 @@ class StopCriteria:
         objective = self._task.objective
         if objective.target is None:
             return False
-        sign = 1.0 if objective.direction == "minimize" else -1.0
         return any(
             decision.decision_status == "keep"
             and decision.metric_value is not None
-            and sign * decision.metric_value <= sign * objective.target
+            and better_by(decision.metric_value, objective.target, objective.direction) >= 0
             for decision in self._history.latest.values()
         )
 
