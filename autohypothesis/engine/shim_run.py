@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine import shim
-from autohypothesis.engine.devices import GpuSampler, release
+from autohypothesis.engine.devices import Gpu, GpuSampler, release
 from autohypothesis.engine.meters import (
     ClockWatch,
     GpuRecord,
@@ -350,7 +350,8 @@ class ShimRun:
         """Return everything exit.json holds; figures that were not measured are null."""
         from autohypothesis.engine.logs import parse_summary, read_tail
 
-        launch, ended, gpu, log, reader = self.launch, self.ended, self.gpu, self.log, self.reader
+        launch, ended, log, reader = self.launch, self.ended, self.log, self.reader
+        gpu = self.gpu or GpuRecord(Gpu())
         status, error = self._status()
         tail = read_tail(str(launch.run.log), _SUMMARY_WINDOW)
         if ended is not None and ended.status == "exited":
@@ -370,13 +371,13 @@ class ShimRun:
             "wall_seconds": round(ended.wall_seconds, 3) if ended else 0.0,
             "cpu_seconds": round(self.cpu_seconds, 3),
             "peak_rss_mb": self.peak_rss_mb,
-            "peak_vram_mb": gpu.peak_mb if gpu else None,
+            "peak_vram_mb": gpu.peak_mb,
             "device": {
                 **launch.device._asdict(),
-                "nvml_error": gpu.error if gpu else None,
-                "lost": gpu.lost if gpu else False,
-                "memory_not_back": gpu.not_back if gpu else None,
-                "throttled": gpu.throttled() if gpu else {},
+                "nvml_error": gpu.error,
+                "lost": gpu.lost,
+                "memory_not_back": gpu.not_back,
+                "throttled": gpu.throttled(),
             },
             "clock": clock,
             "contention": {
@@ -384,12 +385,12 @@ class ShimRun:
                 "kernel_after_ms": after,
                 "slower_by": after / before - 1.0 if before and after else None,
                 "involuntary_switches": ended.switches if ended else None,
-                "foreign": gpu.foreign() if gpu else [],
+                "foreign": gpu.foreign(),
                 "asleep_seconds": round(ended.asleep, 3) if ended else 0.0,
                 "suspended_seconds": round(system.suspended_seconds() - self.suspended, 3),
             },
-            "energy_joules": gpu.energy_joules() if gpu else None,
-            "utilisation": gpu.utilisation() if gpu else None,
+            "energy_joules": gpu.energy_joules(),
+            "utilisation": gpu.utilisation(),
             "oom_kills": oom_kills() - self.oom_kills,
             "log": {"bytes": log.total if log else 0, "dropped": log.dropped if log else 0},
             "score": self.score,
