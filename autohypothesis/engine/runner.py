@@ -188,6 +188,7 @@ def plan(
     resources: Resources | None = None,
     record_refused: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
+    check: Callable[[RunSpec], None] = lambda spec: None,
 ) -> RunSpec:
     """Prepare `experiment` under an id of its own, ready to submit.
 
@@ -199,6 +200,7 @@ def plan(
         resources: what to run on; default: what the task says, else whichever is free.
         record_refused: leave a bundle of a refused change, to be decided like any other.
         cancelled: whether a program that makes the change is to be ended, and all forgotten.
+        check: raises ChangeError for a candidate that may not run.
 
     Raises:
         ChangeError, PreflightError: the change is refused (`RecordedRefusalError`: on record).
@@ -237,6 +239,7 @@ def plan(
         )  # fmt: skip
         if mutator:
             mutator.refuse_duplicate(spec.diff_hash)
+        check(spec)
     except BaseException as error:
         if (
             record_refused

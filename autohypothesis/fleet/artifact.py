@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from autohypothesis.engine.runner import ProgressListener, make_missing_runs
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
     AutohypothesisError,
+    ChangeError,
     GitError,
     RecordError,
     SettleError,
@@ -42,6 +44,7 @@ from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
+from autohypothesis.fleet.worker.preparation import STEERING_HINT, violation_by
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.files import load_or_none, read_bytes, read_object
 from autohypothesis.records.git import Repository
@@ -124,8 +127,15 @@ def take_home(project: Project, decision: Decision) -> str:
 class ChangeSource(Protocol):
     """Has changes to try, a round at a time."""
 
-    def next(self, count: int) -> Sequence[Experiment]:
-        """Return at most `count` requests; none when there is nothing left to try."""
+    def next(self, count: int, say: Callable[[str], None]) -> Sequence[Experiment]:
+        """Return at most `count` requests; none when there is nothing left to try.
+
+        Args:
+            say: takes a remark about each idea that was refused.
+        """
+
+    def check(self, project: Project, spec: RunSpec) -> None:
+        """Raise ChangeError for a candidate that may not run. Called in several threads."""
 
     def tidy(self) -> None:
         """Called after decisions."""
@@ -139,7 +149,7 @@ class MutatorSource:
     history: LiveHistory
     seed: int
 
-    def next(self, count: int) -> list[Experiment]:
+    def next(self, count: int, say: Callable[[str], None]) -> list[Experiment]:
         """Run first again what told nothing yet; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
         first = APART * self.seed + sum(1 for _ in self.history.experiments())
@@ -147,6 +157,8 @@ class MutatorSource:
             Experiment(Change(instructions=""), mutation_seed=first + number)
             for number in range(count - len(again))
         ]
+
+    def check(self, project: Project, spec: RunSpec) -> None: ...
 
     def tidy(self) -> None: ...
 
@@ -179,15 +191,26 @@ class QueueSource:
         self._index = ExperimentIndex(self.project, self.history)
         self._steering = SteeringFiles(self.project.layout)
 
-    def next(self, count: int) -> list[Experiment]:
+    def next(self, count: int, say: Callable[[str], None]) -> list[Experiment]:
         inbox.take_inbox(self.queue)
         self.tidy()
+        state = self._state()
+        for idea in self.queue.pending():
+            name = idea.hypothesis_id
+            reason = state.reason_against(idea, self.queue.queued_before(idea), besides=name)
+            if reason:
+                self.queue.abandon(name, reason)
+                say(f"{name} ({idea.title}) was refused: {reason}")
         refused: dict[str, str] = {}
         for _ in range(ASKED):
             missing = count - len(self.queue.pending())
             if missing <= 0 or not self.proposer or self._ask(self.proposer, missing, refused):
                 break
         return [Experiment.of(hypothesis) for hypothesis in self.queue.pending()[:count]]
+
+    def check(self, project: Project, spec: RunSpec) -> None:
+        if problem := violation_by(spec, self._steering.combined(), project):
+            raise ChangeError(problem, hint=STEERING_HINT)
 
     def tidy(self) -> None:
         """Close what was decided for good, also after a kill."""
@@ -200,9 +223,7 @@ class QueueSource:
 
     def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
         """Ask for proposals, validate and queue them; return whether any was taken."""
-        self._index.refresh()
-        reference = Reference.of(self._index, self.project.reference())
-        state = SearchState(self._index, reference, self._steering.combined())
+        state = self._state()
         situation = replace(state.situation(self.queue), refused=dict(refused))
         taken = 0
         for proposal in proposer.propose(situation, count):
@@ -213,6 +234,11 @@ class QueueSource:
                 self.queue.add(proposal, proposer=proposer.name)
                 taken += 1
         return taken > 0
+
+    def _state(self) -> SearchState:
+        self._index.refresh()
+        reference = Reference.of(self._index, self.project.reference())
+        return SearchState(self._index, reference, self._steering.combined())
 
 
 # ── the published lines ────────────────────────────────────────────────────────────────────
@@ -381,7 +407,7 @@ class TaskLoop:
                 room = max(1, min(room, devices.count_free(self.project.task.run.device)))
             if iterations:
                 room = min(room, iterations - done)
-            requests = self.source.next(room)
+            requests = self.source.next(room, self.say)
             if not requests:
                 self.say("nothing is left to try")
                 return
@@ -425,6 +451,7 @@ class TaskLoop:
                 return runner.plan(
                     project, request, worker, self.executor, workspace=f"{worker}-next",
                     record_refused=True, cancelled=called_off.is_set,
+                    check=partial(self.source.check, project),
                 )  # fmt: skip
             return None
 

@@ -16,7 +16,7 @@ import pytest
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from tests.artifact.conftest import MUTATE, SCORE, Letters
-from tests.conftest import ROOT, Answer, run_git, wait_until
+from tests.conftest import ROOT, Answer, NewRepository, called, run_git, wait_until
 
 FIELDS = {
     "task_id", "status", "reason", "candidate_score", "diff_summary", "iteration_id",
@@ -145,6 +145,44 @@ def test_an_implementer_makes_what_people_put_into_words(letters: Letters) -> No
     answer = letters("propose", "--instructions", "xx", "--title", "two more")
     assert answer.returncode == 0 and "somebody has to" not in answer.stderr, answer.stderr
     assert letters.run("--iterations", "5").only["candidate_score"] == 5
+
+
+KNOBS_TASK = """
+id: knobs
+artifacts: [train.py]
+mutator: {type: overrides}
+run: {command: [python, train.py], device: cpu}
+objective: {metric: loss, direction: minimize}
+"""
+
+
+def test_ideas_that_the_steering_forbids_or_that_wait_twice_are_refused_and_not_run(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    script = "RATE = 1.0\nSTEPS = 2\nprint(f'loss: {1 / RATE / STEPS}')\n"
+    files = {"train.py": script, "task.yaml": KNOBS_TASK}
+    root = new_repository(tmp_path / "repository", files)
+    (root / "train.py").write_text(script.replace("1.0", "9.0"))
+    patch = run_git(root, "diff") + "\n"
+    run_git(root, "checkout", "-q", "train.py")
+    inbox = root / "research" / "inbox"
+    inbox.mkdir(parents=True)
+    (root / "research" / "steering.md").write_text("```steering\nfrozen: [RATE]\n```\n")
+    ideas = [
+        {"config_overrides": {"RATE": 9.0}}, {"config_overrides": {"STEPS": 1}},
+        {"config_overrides": {"STEPS": 1}}, {"patch": patch},
+    ]  # fmt: skip
+    for number, change in enumerate(ideas):
+        idea = {"title": f"idea {number}", "priority": 9 - number, **change}
+        (inbox / f"{number}.json").write_text(json.dumps(idea))
+    answer = called("task", "run", ".", "--iterations", "2", cwd=root)
+    ran, refused = (json.loads(line) for line in answer.stdout.splitlines())
+    assert (ran["description"], ran["candidate_score"]) == ("idea 1", 1.0)
+    assert (refused["description"], refused["detail"]) == (
+        "idea 3", "RATE is frozen by the steering",
+    )  # fmt: skip
+    assert "(idea 0) was refused: RATE is frozen by the steering" in answer.stderr
+    assert "(idea 2) was refused: the same is in the queue already" in answer.stderr
 
 
 def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -> None:

@@ -281,7 +281,7 @@ class ProposalQueueing:
             name = idea.hypothesis_id
             if self._validated.get(name) == under or name == baseline_id(self.queue.tag):
                 continue
-            reason = state.reason_against(idea, self._before(idea), besides=name)
+            reason = state.reason_against(idea, self.queue.queued_before(idea), besides=name)
             if not reason:
                 self._validated[name] = under
                 continue
@@ -291,13 +291,6 @@ class ProposalQueueing:
             self.refused += 1
             lines.append(f"{name} ({idea.title}) was refused: {reason}")
         return lines
-
-    def _before(self, idea: Hypothesis) -> list[Hypothesis]:
-        """Return what was queued before: of two that are the same, the first stays."""
-        age = (idea.created_at, idea.hypothesis_id)
-        return [
-            other for other in self.queue.open() if (other.created_at, other.hypothesis_id) < age
-        ]
 
 
 def suggest(project: Project, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:

@@ -143,6 +143,11 @@ class Queue:
         """Return what is pending, dispatched or running, best first."""
         return _sorted(hypothesis for _, hypothesis in self.placed())
 
+    def queued_before(self, hypothesis: Hypothesis) -> list[Hypothesis]:
+        """Return what is open and was queued earlier: of two that are the same, the first stays."""
+        age = (hypothesis.created_at, hypothesis.hypothesis_id)
+        return [other for other in self.open() if (other.created_at, other.hypothesis_id) < age]
+
     def done_ids(self) -> list[str]:
         """Return the ids in the folder `done`; no file is read."""
         return [name for name in self._list_done() if of_tag(name, self.tag)]

@@ -182,7 +182,7 @@ class Preparation:
         rules = steering.current_steering(self._project.layout)
         if self.spec is None or rules == self._rules:
             return ""
-        problem = self._violation(self.spec, rules)
+        problem = violation_by(self.spec, rules, self._project)
         self._rules = rules
         return problem
 
@@ -203,20 +203,24 @@ class Preparation:
             worker.worker_id,
             workspace=f"{worker.worker_id}-next",
             resources=Resources(kind=device_kind(worker), device=worker.device or None),
+            check=self._check,
         )
-        self._rules = steering.current_steering(self._project.layout)
-        if problem := self._violation(spec, self._rules):
-            runner.forget(self._project, spec.experiment_id)
-            raise ChangeError(problem, hint=STEERING_HINT)
         if self._rights is not None:
             claim_change(self._rights, self._project, wanted, spec)
         return spec
 
-    def _violation(self, spec: RunSpec, rules: Steering) -> str:
-        if spec.parent_commit is None or not (rules.frozen or rules.ranges):
-            return ""
-        before, after = (
-            settings_of(self._project.repository, self._project.task, commit)
-            for commit in (spec.parent_commit, spec.commit)
-        )
-        return steering.violation(rules, before, after)
+    def _check(self, spec: RunSpec) -> None:
+        self._rules = steering.current_steering(self._project.layout)
+        if problem := violation_by(spec, self._rules, self._project):
+            raise ChangeError(problem, hint=STEERING_HINT)
+
+
+def violation_by(spec: RunSpec, rules: Steering, project: Project) -> str:
+    """Return how a candidate violates the steering, however its change was written down."""
+    if spec.parent_commit is None or not (rules.frozen or rules.ranges):
+        return ""
+    before, after = (
+        settings_of(project.repository, project.task, commit)
+        for commit in (spec.parent_commit, spec.commit)
+    )
+    return steering.violation(rules, before, after)
