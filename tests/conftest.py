@@ -160,6 +160,7 @@ def foreign(tmp_path: Path, own_locks: Path, new_repository: NewRepository) -> P
 
 Answer = subprocess.CompletedProcess[str]
 Cli = Callable[..., Answer]
+Git = Callable[..., str]
 
 
 def called(*words: str, cwd: Path, **env: str) -> Answer:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli
+from tests.conftest import Cli, Git
 
-Git = Callable[..., str]
 READS = """import os
 found = [name for name in ("data/x", "part/p.txt") if os.path.exists(name)]
 print("val_bpb:", 1.0 + len(found))

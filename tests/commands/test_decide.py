@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli, rows
+from tests.conftest import Cli, Git, rows
 
 
 def run(cli: Cli, *words: str) -> str:
@@ -41,7 +40,7 @@ def test_a_better_run_moves_the_reference_and_a_worse_one_does_not(cli: Cli, for
 
 
 def test_adopt_fast_forwards_a_clean_branch_and_nothing_else(
-    cli: Cli, foreign: Path, git: Callable[..., str]
+    cli: Cli, foreign: Path, git: Git
 ) -> None:
     run(cli)
     run(cli, "--set", "RATE=0.2")
@@ -136,7 +135,7 @@ def test_a_hand_made_log_without_a_number_is_a_crash_with_its_reason(
 
 @pytest.mark.parametrize("wrong", ["another file", "another history"])
 def test_a_hand_made_commit_that_no_candidate_could_be_is_refused(
-    cli: Cli, foreign: Path, git: Callable[..., str], wrong: str
+    cli: Cli, foreign: Path, git: Git, wrong: str
 ) -> None:
     run(cli)
     (foreign / "run.log").write_text("val_bpb: 0.5\n")
@@ -155,7 +154,7 @@ def test_a_hand_made_commit_that_no_candidate_could_be_is_refused(
 
 
 def test_looking_and_deciding_need_no_task_that_can_be_loaded(
-    cli: Cli, foreign: Path, git: Callable[..., str]
+    cli: Cli, foreign: Path, git: Git
 ) -> None:
     run(cli)
     cli("run-experiment", "--set", "RATE=0.2")

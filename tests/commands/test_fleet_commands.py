@@ -22,7 +22,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from tests.conftest import ROOT, called
+from tests.conftest import ROOT, Git, called
 from tests.conftest import wait_until as until
 
 SCRIPT = """import time
@@ -36,7 +36,6 @@ print(f"val_bpb: {{1.5 - RATE / 10:.6f}}")
 print("peak_vram_mb: 1")
 """
 
-Git = Callable[..., str]
 Answer = subprocess.CompletedProcess[str]
 
 
@@ -165,7 +164,7 @@ def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
     monkeypatch.setattr("autohypothesis.records.git.LOOSE_REFS", 1)
     monkeypatch.setattr(system, "set_process_name", lambda name: None)
     monkeypatch.setattr(commands, "keep", leave)
-    commands._watch(repository, place.layout, 60.0, False, True)
+    assert place.ask("sync", "--watch", "60", "--snapshot").returncode == 0
     assert "refs/experiments/a-1" in (repository.common_dir / "packed-refs").read_text()
 
 

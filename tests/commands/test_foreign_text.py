@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from autohypothesis.engine.experiment import Change, Experiment, plan_page
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.schema import Plan
 from autohypothesis.terminal.screen import Screen
-from tests.conftest import Cli, rows
+from tests.conftest import Cli, Git, rows
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jgone\x00\x9b31m\u202eevil\u2066\u2028line\x7f"
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -71,7 +70,7 @@ def test_a_table_keeps_its_columns() -> None:
 
 
 def test_a_log_and_a_failure_are_shown_without_their_escapes(
-    foreign: Path, cli: Cli, git: Callable[..., str]
+    foreign: Path, cli: Cli, git: Git
 ) -> None:
     script = f"print({HOSTILE!r})\nraise SystemExit({HOSTILE!r})\n"
     (foreign / "train.py").write_text(script, encoding="utf-8")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.records.files import shown
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli, rows
+from tests.conftest import Cli, Git, rows
 
-Git = Callable[..., str]
 NAMES = (b"\xfe", b"caf\xe9.json", b"a\nb.json", b"\xfe.md", b"worker-\xfe.lock", b"\x1b[2J.json")
 READ = ("runs", "best", "show-results", "status", "digest", "sync", "decide", "doctor")
 

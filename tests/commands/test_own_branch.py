@@ -9,15 +9,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.engine.project import todays_tag
-from tests.conftest import Cli, rows
-
-Git = Callable[..., str]
+from tests.conftest import Cli, Git, rows
 
 
 def change(foreign: Path, git: Git, rate: float) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli
+from tests.conftest import Cli, Git
 
-Git = Callable[..., str]
 RUN = ("run-experiment", "--baseline", "--tag", "t", "--settle")
 THEIRS = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n0123abc\t0.99\t44.0\tkeep\tbaseline\n"
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Cli, rows
+from tests.conftest import ROOT, Cli, Git, rows
 
-Git = Callable[..., str]
 BWRAP = ("bwrap", "--dev-bind", "/", "/")
 GUARD_S = 120
 """A hang guard: each command takes a second or two."""

@@ -10,9 +10,7 @@ import pytest
 
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from tests.conftest import Cli
-
-Git = Callable[..., str]
+from tests.conftest import Cli, Git
 
 TASK = """id: t
 artifacts: [a.txt]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from autohypothesis.engine import evidence
 from autohypothesis.engine.project import Project
-from tests.conftest import Cli, rows
+from tests.conftest import Cli, Git, rows
 
 SCRIPT = '''"""RATE makes it better at every seed."""
 import os
@@ -40,7 +39,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def careful(cli: Cli, foreign: Path, git: Callable[..., str]) -> Path:
+def careful(cli: Cli, foreign: Path, git: Git) -> Path:
     """`foreign` with a task that wants wins confirmed, its baseline decided."""
     (foreign / "train.py").write_text(SCRIPT, encoding="utf-8")
     (foreign / "task.yaml").write_text(TASK, encoding="utf-8")

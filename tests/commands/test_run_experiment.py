@@ -6,13 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.records.layout import Layout
-from tests.conftest import ROOT, Cli, rows, wait_until
+from tests.conftest import ROOT, Cli, Git, rows, wait_until
 
 
 def edit(root: Path, old: str, new: str) -> None:
@@ -38,7 +37,7 @@ def test_a_clean_checkout_is_the_baseline_and_prints_the_published_line(
 
 
 def test_what_is_in_the_working_tree_is_run_and_stays_as_it_is(
-    cli: Cli, foreign: Path, git: Callable[..., str]
+    cli: Cli, foreign: Path, git: Git
 ) -> None:
     assert cli("run-experiment").returncode == 0
     edit(foreign, "RATE = 0.1", "RATE = 0.2")
@@ -91,7 +90,7 @@ def test_wrong_usage_exits_one_here_and_two_elsewhere(cli: Cli) -> None:
 
 
 def test_repo_is_taken_before_and_after_and_from_a_worktree(
-    cli: Cli, foreign: Path, tmp_path: Path, git: Callable[..., str]
+    cli: Cli, foreign: Path, tmp_path: Path, git: Git
 ) -> None:
     assert cli("run-experiment").returncode == 0
     elsewhere = tmp_path / "elsewhere"
@@ -164,7 +163,7 @@ def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -
 
 
 def test_an_edit_in_a_linked_worktree_is_what_is_run(
-    cli: Cli, foreign: Path, tmp_path: Path, git: Callable[..., str]
+    cli: Cli, foreign: Path, tmp_path: Path, git: Git
 ) -> None:
     agents = tmp_path / "an agent's checkout"
     git(foreign, "worktree", "add", "-q", "--detach", str(agents))

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from autohypothesis.engine.project import FILES, make_repository
 from autohypothesis.engine.task_file import default_task
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from tests.conftest import ROOT, Answer, Cli, called, run_git
+from tests.conftest import ROOT, Answer, Cli, Git, called, run_git
 
 TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 FOREIGN = """
@@ -29,7 +28,6 @@ with open("fetched", "a") as file:
     file.write("x")
 sys.exit(int(pathlib.Path("fail").exists()))
 """
-Git = Callable[..., str]
 
 
 @pytest.fixture
@@ -70,7 +68,7 @@ class Prepared(NamedTuple):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Made once, by the real torch too; a test that changes it takes a copy."""
+    """Made once, the whole data by the real torch too; a test that changes it takes a copy."""
     folder = tmp_path_factory.mktemp("prepared")
     root, cache = folder / "fresh", folder / "cache"
     with pytest.MonkeyPatch.context() as patch:
@@ -82,6 +80,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         answer = called("setup", "--profile", "test", cwd=root)
         assert answer.returncode == 0, answer.stderr
         whole = located(root)
+        patch.setenv("PYTHONPATH", f"{TORCH}:{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("STAND_IN_TORCH", "{}")
         answer = called(*SHORTER, "--dir", str(root), cwd=folder)
         return Prepared(cache, whole, answer, located(root), run_git(root, "status", "--porcelain"))
 

@@ -13,7 +13,7 @@ import pytest
 
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, Git
 
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -61,7 +61,7 @@ def test_a_run_is_decided_and_in_the_ledger_whoever_can_read_its_line(
 
 
 def test_a_crash_is_told_by_the_exit_code_also_where_nobody_reads(
-    foreign: Path, shell: Shell, git: Callable[..., str]
+    foreign: Path, shell: Shell, git: Git
 ) -> None:
     (foreign / "train.py").write_text("raise SystemExit(3)\n")
     git(foreign, "commit", "-qam", "crash")

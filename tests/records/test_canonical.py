@@ -66,7 +66,7 @@ def outcome(way: Any) -> Any:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_both_ways_agree(model: type[BaseModel], data: Any) -> None:
     document = data.draw(documents(model))

@@ -101,7 +101,7 @@ def look(lab: Any) -> None:
         path.read_bytes().decode()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_an_extreme_value_anywhere_costs_its_own_record(whole_lab: Any, data: Any) -> None:
     lab, originals = whole_lab
@@ -120,7 +120,7 @@ def test_an_extreme_value_anywhere_costs_its_own_record(whole_lab: Any, data: An
         path.write_bytes(originals[name])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(FILES)), st.data())
 def test_a_model_refuses_a_value_or_writes_it_so_that_it_reads_the_same(
     name: str, data: Any

@@ -19,7 +19,7 @@ def numbers(path: Path) -> list[int]:
     return [record["n"] for record in jsonl.read(path)[0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_cut_anywhere_and_appended_again_only_that_line_is_lost(data: Any, new_lab: Any) -> None:
     path = new_lab().root / "a.jsonl"
