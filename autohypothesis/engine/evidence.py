@@ -18,7 +18,7 @@ from typing import NamedTuple
 from autohypothesis.engine.collect import finish_collection
 from autohypothesis.engine.experiment import RunSpec, further_seed
 from autohypothesis.engine.failures import is_interruption, part_of
-from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
+from autohypothesis.engine.policy import MOST_LOST, Evidence, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
@@ -146,7 +146,6 @@ def gather(
     result, metadata, task = case.result, case.metadata, case.task
     key, seed, base = metadata.runtime.platform_key, metadata.run.seed, case.base
     failed, unchanged = result.status == "failed", result.parent_commit is None
-    metrics = result.metrics.model_dump()
     repeated = bool(metadata.run.replicates)
     kept = any(run.decision_status == "keep" for run in past.runs_of(base, key))
     # The engine cannot repeat what it did not run: its value stays provisional.
@@ -161,10 +160,8 @@ def gather(
         failure=(result.failure_kind or "code_error") if failed else None,
         failure_detail=result.failure_detail,
         lines_changed=None if added is None or removed is None else added - removed,
-        constraints={
-            name: Measured(finite(metrics.get(name)), limit.soft, limit.hard)
-            for name, limit in _stricter(task.constraints, limits or {}).items()
-        },
+        constraints=_stricter(task.constraints, limits or {}),
+        metrics=result.metrics.model_dump(),
         base_is_reference=base == reference,
         is_baseline=unchanged and not repeated and not kept,
         is_replicate=repeated or unchanged,

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
+from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import SettleError
-from autohypothesis.schema import Confirmation, Direction, FailureKind
+from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
 
 _EXACT = 1e-12
 """Differences of measured numbers are this far from what they are on paper."""
@@ -27,15 +28,6 @@ _NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
 MOST_LOST = 5
 """Runs of one hypothesis that infrastructure may lose; the next loss is taken for its own doing."""
 _NEVER_NEGATIVE = ("val_bpb",)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A metric that the task limits, and its limits."""
-
-    value: float | None
-    soft: float | None = None
-    hard: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +57,7 @@ class Evidence:
     Attributes:
         value: the official score; None when the experiment has none.
         reference_value: the reference's score on the same platform, at the same seed.
+        constraints: limits on `metrics`, the other numbers of the run.
         lines_changed: added minus removed; None when unknown.
         base_is_reference: whether the change was made to what is the reference now.
         unattested: whether an evaluator could have vouched for the score, and did not.
@@ -88,7 +81,8 @@ class Evidence:
     failure: FailureKind | None = None
     failure_detail: str = ""
     lines_changed: int | None = None
-    constraints: Mapping[str, Measured] = field(default_factory=dict)
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    metrics: Mapping[str, object] = field(default_factory=dict)
     base_is_reference: bool = True
     is_baseline: bool = False
     is_replicate: bool = False
@@ -308,13 +302,14 @@ def _is_simplification(evidence: Evidence, value: float, improvement: float) -> 
 def _limits_exceeded(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
     """Return the limits of one kind that are exceeded, or, for hard ones, were not measured."""
     words = []
-    for name, measured in sorted(evidence.constraints.items()):
-        limit = measured.soft if which == "soft" else measured.hard
+    for name, constraint in sorted(evidence.constraints.items()):
+        limit = constraint.soft if which == "soft" else constraint.hard
         if limit is None:
             continue
-        if measured.value is None or not math.isfinite(measured.value):
+        value = finite(evidence.metrics.get(name))
+        if value is None:
             if which == "hard":
                 words.append(f"{name} was not measured, its hard limit is {limit:g}")
-        elif measured.value > limit:
-            words.append(f"{name} {measured.value:g} is over its {which} limit {limit:g}")
+        elif value > limit:
+            words.append(f"{name} {value:g} is over its {which} limit {limit:g}")
     return words

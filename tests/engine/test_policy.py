@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from operator import attrgetter
 from statistics import fmean
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,17 +15,23 @@ from hypothesis import strategies as st
 
 from autohypothesis.engine.policy import (
     Evidence,
-    Measured,
     Missing,
     NeedsConfirmation,
     Pair,
     Verdict,
     verdict_of,
 )
+from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import SettleError
 from autohypothesis.schema import FAILURE_KINDS
 
 BASE = Evidence(value=1.50, reference_value=1.55, min_delta=0.02, lines_changed=3)
+
+
+def memory(value: float | None, **limits: float) -> dict[str, Any]:
+    """The fields of a run whose memory is limited."""
+    limited = {"peak_vram_mb": Constraint(**limits)}
+    return {"constraints": limited, "metrics": {"peak_vram_mb": value}}
 
 
 def at(**changes: object) -> Evidence:
@@ -45,7 +52,7 @@ def judged(evidence: Evidence) -> Verdict:
     return verdict
 
 
-HUNGRY = {"constraints": {"peak_vram_mb": Measured(9.0, hard=8.0)}}
+HUNGRY = memory(9.0, hard=8.0)
 EXACT = {"min_delta": 0.0, "reference_value": 1.5, "lines_changed": -1}
 
 
@@ -133,20 +140,20 @@ def test_a_chain_of_simplifications_does_not_drift() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "status", "said"),
+    ("value", "limits", "status", "said"),
     [
-        (Measured(9_000, soft=8_000, hard=10_000), "keep", "over its soft limit 8000"),
-        (Measured(11_000, soft=8_000, hard=10_000), "discard", "over its hard limit 10000"),
-        (Measured(None, hard=10_000), "discard", "was not measured"),
-        (Measured(math.nan, hard=10_000), "discard", "was not measured"),
-        (Measured(None, soft=10_000), "keep", "1.5 against"),
-        (Measured(10_000, soft=10_000, hard=10_000), "keep", "1.5 against"),
+        (9_000, {"soft": 8_000, "hard": 10_000}, "keep", "over its soft limit 8000"),
+        (11_000, {"soft": 8_000, "hard": 10_000}, "discard", "over its hard limit 10000"),
+        (None, {"hard": 10_000}, "discard", "was not measured"),
+        (math.nan, {"hard": 10_000}, "discard", "was not measured"),
+        (None, {"soft": 10_000}, "keep", "1.5 against"),
+        (10_000, {"soft": 10_000, "hard": 10_000}, "keep", "1.5 against"),
     ],
 )
 def test_a_hard_limit_discards_and_a_soft_one_is_noted(
-    measured: Measured, status: str, said: str
+    value: float | None, limits: dict[str, float], status: str, said: str
 ) -> None:
-    verdict = judged(at(constraints={"peak_vram_mb": measured}))
+    verdict = judged(at(**memory(value, **limits)))
     assert verdict.decision_status == status
     assert said in verdict.detail
 
