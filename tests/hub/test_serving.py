@@ -259,14 +259,18 @@ def test_the_description_names_every_route(start: Start) -> None:
 OPEN = {("get", "/api/health"), ("post", "/api/register")}
 
 
-def test_no_other_route_answers_without_a_key(start: Start) -> None:
-    url = start("--registrations", "0").url
+def test_no_other_route_answers_without_a_key_or_writes_for_a_reader(start: Start) -> None:
+    hub = start("--registrations", "0")
+    reader = {"Authorization": f"Bearer {hub.agent('reader', 'read').key}"}
     wrong = ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"})
-    for path, methods in ask("GET", f"{url}/openapi.json").json["paths"].items():
+    for path, methods in ask("GET", f"{hub.url}/openapi.json").json["paths"].items():
+        url = hub.url + re.sub(r"{\w+}", "1234", path)
         for method in methods:
             for headers in wrong if (method, path) not in OPEN else ():
-                answer = ask(method.upper(), url + re.sub(r"{\w+}", "1234", path), **headers)
+                answer = ask(method.upper(), url, **headers)
                 assert answer.status == 401 and answer.error, (method, path, headers)
+            if method != "get" and (method, path) not in OPEN:
+                assert ask(method.upper(), url, **reader).status == 403, (method, path)
 
 
 @pytest.mark.slow

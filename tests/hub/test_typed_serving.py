@@ -78,22 +78,6 @@ def test_every_typed_write_counts_as_an_attempt(start: Start) -> None:
     assert here.claim(other).status == 201
 
 
-def test_who_may_read_may_not_write(start: Start) -> None:
-    hub = start()
-    reader, poster = hub.agent("reader", "read"), hub.agent("poster", "post")
-    here = world(poster)
-    result = here.tell()
-    for path in ("/api/tasks", "/api/results", "/api/claims", "/api/best", "/api/leaderboard",
-                 f"/api/results/{result['id']}"):  # fmt: skip
-        assert reader(path).status == 200
-    claim = here.claim().json
-    assert reader.send("/api/tasks", task_body()).status == 403
-    assert reader.send("/api/results", here.body()).status == 403
-    assert here.claim(reader).status == 403
-    assert here.swap(result["id"], None, reader).status == 403
-    assert reader.delete(f"/api/claims/{claim['id']}").status == 403
-
-
 def test_a_task_is_forgotten_while_it_has_no_results(start: Start) -> None:
     hub = start()
     ada = hub.agent("ada")
