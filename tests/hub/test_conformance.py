@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -172,32 +173,20 @@ def test_short_hashes_of_commits_resolve(ada: Agent, clone: MakeClone) -> None:
 def test_an_ambiguous_hash_is_a_clear_error(ada: Agent, clone: MakeClone) -> None:
     mine = clone()
     tree = mine.tree(("100644", "salt", mine.object("blob", secrets.token_bytes(8))))
-    found: dict[str, str] = {}
-    for number in range(5000):
-        content = _commit(tree, number)
-        head = _hash(content)
-        if head[:4] in found:
+    found: dict[str, bytes] = {}
+    for number in itertools.count():
+        who = f"A <a@example.org> {1700000000 + number} +0000"
+        content = f"tree {tree}\nauthor {who}\ncommitter {who}\n\nm\n".encode()
+        start = hashlib.sha1(b"commit %d\0" % len(content) + content).hexdigest()[:4]
+        if start in found:
             break
-        found[head[:4]] = content
-    else:
-        pytest.fail("no two commits begin alike")
-    for alike in (found[head[:4]], content):
-        name = mine.object("commit", alike.encode())
-        mine.git("update-ref", "HEAD", name)
+        found[start] = content
+    for alike in (found[start], content):
+        mine.git("update-ref", "HEAD", mine.object("commit", alike))
         assert ada.push(mine.bundle()).status == 201
     for path in ("commits/{}", "commits/{}/children", "commits/{}/lineage", "fetch/{}"):
-        answer = ada("/api/git/" + path.format(head[:4]))
+        answer = ada("/api/git/" + path.format(start))
         assert answer.status == 400 and "ambiguous" in answer.error
-
-
-def _commit(tree: str, number: int) -> str:
-    who = f"A <a@example.org> {1700000000 + number} +0000"
-    return f"tree {tree}\nauthor {who}\ncommitter {who}\n\nnumber {number}\n"
-
-
-def _hash(content: str) -> str:
-    raw = content.encode()
-    return hashlib.sha1(b"commit %d\0" % len(raw) + raw).hexdigest()
 
 
 def test_what_is_no_hash_is_refused(ada: Agent) -> None:
