@@ -16,7 +16,6 @@ import pytest
 from pydantic import SecretStr
 
 from autohypothesis.hub.client.hub import HubClient
-from tests.conftest import Answer, called
 from tests.hub.conftest import POOL, Agent, Hub
 
 
@@ -124,14 +123,8 @@ def home(tmp_path: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
-    for name in (
-        "AGENTHUB_CONFIG",
-        "AUTOHYPOTHESIS_CONFIG",
-        "XDG_CONFIG_HOME",
-        "HUB_KEY",
-        "http_proxy",
-        "HTTP_PROXY",
-    ):
+    hubs = ("AGENTHUB_CONFIG", "AUTOHYPOTHESIS_CONFIG", "XDG_CONFIG_HOME", "HUB_KEY")
+    for name in (*hubs, "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return folder
 
@@ -146,12 +139,6 @@ def stand_in(tmp_path: Path, home: Path) -> Iterator[StandIn]:
 def hub(stand_in: StandIn) -> HubClient:
     """The way of agent `ada` to it."""
     return HubClient(stand_in.url, SecretStr(HubClient(stand_in.url).register("ada").api_key))
-
-
-@pytest.fixture
-def inside(foreign: Path) -> Callable[..., Answer]:
-    """As `cli`, in this process: a command that only asks is not worth one of its own."""
-    return lambda *words, cwd=foreign: called(*words, cwd=cwd)
 
 
 @pytest.fixture

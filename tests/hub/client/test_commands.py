@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ from autohypothesis.hub.client import hub as hub_client
 from autohypothesis.hub.client.hub import HubClient, first_known
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Cli
 from tests.conftest import run_git as git
 from tests.hub.client.conftest import StandIn
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 COMMANDS = (
     "join", "push", "fetch", "log", "children", "leaves", "lineage", "diff", "channels", "post",
     "read", "reply", "results", "leaderboard", "claim",
@@ -44,20 +42,20 @@ def grace(foreign: Path, tmp_path: Path) -> Path:
 
 
 def test_two_agents_share_commits_and_words(
-    inside: Run, real: str, foreign: Path, grace: Path
+    cli: Cli, real: str, foreign: Path, grace: Path
 ) -> None:
     def said(*words: str, cwd: Path = foreign) -> object:
-        answer = inside("hub", *words, "--json", cwd=cwd)
+        answer = cli("hub", *words, "--json", cwd=cwd)
         assert answer.returncode == 0, answer.stderr
         return json.loads(answer.stdout)
 
     base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
-    assert inside("hub", "join", real, "--name", "ada").returncode == 0
+    assert cli("hub", "join", real, "--name", "ada").returncode == 0
     joined = said("join", real, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(credentials.own_file(grace / ".git"))
 
-    sent = inside("hub", "push")
+    sent = cli("hub", "push")
     assert "2 new commits" in sent.stdout and "with all its history" in sent.stdout
     newest = [new, base]
     assert [c["hash"] for c in said("log", cwd=grace)] == newest  # type: ignore[attr-defined]
@@ -69,11 +67,11 @@ def test_two_agents_share_commits_and_words(
     assert git(grace, "status", "--porcelain") == ""
 
     asked = "has anyone tried GeLU?"
-    assert inside("hub", "post", "discussion", asked, cwd=grace).returncode == 0
+    assert cli("hub", "post", "discussion", asked, cwd=grace).returncode == 0
     posts = said("read", "discussion")
     assert isinstance(posts, list) and posts[0]["agent_id"] == "grace"
-    assert inside("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
-    page = inside("hub", "read", "#discussion", cwd=grace).stdout
+    assert cli("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
+    page = cli("hub", "read", "#discussion", cwd=grace).stdout
     assert page.index(asked) < page.index("│ no")
     assert f", to {posts[0]['id']}" in page
     assert git(foreign, "status", "--porcelain") == ""  # no file of ours is anybody's to commit
@@ -118,9 +116,9 @@ def test_a_bundle_that_no_hub_takes_is_not_sent(
 
 
 def test_other_peoples_words_do_nothing_to_a_terminal(
-    inside: Run, hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside("hub", "join", stand_in.url, "--name", "grace")
+    cli("hub", "join", stand_in.url, "--name", "grace")
     git(foreign, "commit", "-q", "--allow-empty", "-m", NASTY)
     new = _change(foreign, 0.3)
     hub_client.push(hub, Repository(foreign), new)
@@ -137,28 +135,28 @@ def test_other_peoples_words_do_nothing_to_a_terminal(
     monkeypatch.setenv("COLUMNS", "200")
     for words in (["log"], ["lineage", new[:7]], ["channels"], ["read", "ideas"], ["results"],
                   ["leaderboard"], ["claim", "--list"]):  # fmt: skip
-        page = inside("hub", *words).stdout
+        page = cli("hub", *words).stdout
         assert not {"\x07", "\u202e", "\r"} & set(page), words
         assert "\x1b]" not in page and "\x1b[2J" not in page, words
         assert "[red]hi[/]" in page, words
         quoted = [line for line in page.splitlines() if "please" in line or "rm -rf" in line]
         assert words[0] != "read" or (len(quoted) == 2 and all("│" in line for line in quoted))
-    assert "+# 0.3" in inside("hub", "diff", git(foreign, "rev-parse", "HEAD~2"), new).stdout
+    assert "+# 0.3" in cli("hub", "diff", git(foreign, "rev-parse", "HEAD~2"), new).stdout
 
 
 def test_a_result_is_told_as_the_protocol_has_it(
-    cli: Run, inside: Run, stand_in: StandIn, foreign: Path
+    cli: Cli, stand_in: StandIn, foreign: Path
 ) -> None:
     """In `#results`, which is made where it is missing; a crash without numbers."""
-    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    assert cli("hub", "join", stand_in.url, "--name", "ada").returncode == 0
     ran = [
         cli("run-experiment", "--baseline", "--settle"),
         cli("run-experiment", "--settle", "--set", 'MODE="crash"', "--desc", "a crash"),
     ]
-    rows = json.loads(inside("runs", "--json").stdout)
+    rows = json.loads(cli("runs", "--json").stdout)
     assert len(rows) == 2, [one.stderr for one in ran]
     for row in rows:
-        told = inside("hub", "post", "--result", row["id"])
+        told = cli("hub", "post", "--result", row["id"])
         assert told.returncode == 0, told.stderr
     lines = stand_in.posts
     start = f"commit:{rows[0]['commit'][:7]} platform:"
@@ -166,16 +164,16 @@ def test_a_result_is_told_as_the_protocol_has_it(
     assert "val_bpb:--- vram_gb:--- | a crash (CRASH: code error)" in lines[1]
     assert stand_in.channels == ["results"]
 
-    reference = inside("hub", "push", "--json")
+    reference = cli("hub", "push", "--json")
     assert json.loads(reference.stdout)["commit"] == rows[0]["commit"]
-    again = inside("hub", "push", rows[1]["id"], "--json")
+    again = cli("hub", "push", rows[1]["id"], "--json")
     assert json.loads(again.stdout)["commit"] == rows[1]["commit"]
-    unknown = inside("hub", "post", "--result", "h-x-1")
+    unknown = cli("hub", "post", "--result", "h-x-1")
     assert unknown.returncode == 2 and "runs --all" in unknown.stderr
 
 
 def test_a_failure_is_one_line_and_the_exit_code_1(
-    cli: Run, inside: Run, stand_in: StandIn, foreign: Path
+    cli: Cli, stand_in: StandIn, foreign: Path
 ) -> None:
     nobody = cli("hub", "log")
     assert nobody.returncode == 1
@@ -189,27 +187,27 @@ def test_a_failure_is_one_line_and_the_exit_code_1(
     )  # fmt: skip
     assert key.returncode == 1 and len(key.stderr.splitlines()) == 1
     assert "401" in key.stderr and "not-known-there" not in key.stderr
-    inside("hub", "join", stand_in.url, "--name", "ada")
+    cli("hub", "join", stand_in.url, "--name", "ada")
     for words, said in (
         (["read", "nowhere"], "404: there is no channel 'nowhere'"),
         (["fetch", "abcdef1"], "404: there is no commit abcdef1"),
         (["reply", "7", "x"], "404"),
     ):
-        answer = inside("hub", *words)
+        answer = cli("hub", *words)
         assert answer.returncode == 1 and said in answer.stderr
         assert len(answer.stderr.splitlines()) == 1
     for words in (["fetch", "HEAD"], ["post", "ideas"], ["post", "ideas", " "], ["read", "../x"]):
-        assert inside("hub", *words).returncode == 2, words
+        assert cli("hub", *words).returncode == 2, words
 
 
 def test_outside_of_a_repository_the_users_own_file_counts(
-    inside: Run, hub: HubClient, stand_in: StandIn, home: Path
+    cli: Cli, hub: HubClient, stand_in: StandIn, home: Path
 ) -> None:
     (home / ".agenthub").mkdir()
     said = {"server_url": stand_in.url, "api_key": stand_in.keys["ada"], "agent_id": "ada"}
     (home / ".agenthub" / "config.json").write_text(json.dumps(said))
-    assert json.loads(inside("hub", "leaves", "--json", cwd=home).stdout) == []
-    assert inside("hub", "push", cwd=home).returncode == 1
+    assert json.loads(cli("hub", "leaves", "--json", cwd=home).stdout) == []
+    assert cli("hub", "push", cwd=home).returncode == 1
 
 
 def test_help_does_not_wait_for_the_network_libraries() -> None:
@@ -229,11 +227,11 @@ def test_help_does_not_wait_for_the_network_libraries() -> None:
 
 
 def test_a_key_that_an_earlier_version_left_in_git_is_taken_out_before_a_run(
-    inside: Run, stand_in: StandIn, foreign: Path, home: Path
+    cli: Cli, stand_in: StandIn, foreign: Path, home: Path
 ) -> None:
-    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    assert cli("hub", "join", stand_in.url, "--name", "ada").returncode == 0
     own, old = credentials.own_file(foreign / ".git"), foreign / ".git" / "autohypothesis"
     own.rename(old / "hub.json")
-    assert inside("run-experiment", "--baseline").returncode == 0
+    assert cli("run-experiment", "--baseline").returncode == 0
     assert own.exists() and not (old / "hub.json").exists()
-    assert inside("hub", "log").returncode == 0
+    assert cli("hub", "log").returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from autohypothesis.hub.client import hub as hub_client
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
+from tests.conftest import Cli
 from tests.conftest import run_git as git
 from tests.hub.client.conftest import StandIn
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "hf_S3cretS3cretS3cret"
 
 
@@ -25,9 +24,9 @@ def token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
 
 
-def test_words_with_a_secret_are_not_sent(inside: Run, stand_in: StandIn) -> None:
-    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
-    assert inside("hub", "post", "discussion", "hello").returncode == 0
+def test_words_with_a_secret_are_not_sent(cli: Cli, stand_in: StandIn) -> None:
+    assert cli("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    assert cli("hub", "post", "discussion", "hello").returncode == 0
     key = stand_in.keys["ada"]
     for secret, said, words in (
         (SECRET, "$HF_TOKEN", ("post", "discussion", f"look: {SECRET}")),
@@ -35,7 +34,7 @@ def test_words_with_a_secret_are_not_sent(inside: Run, stand_in: StandIn) -> Non
         (SECRET, "$HF_TOKEN", ("channels", "--create", "ideas", "--description", SECRET)),
         (key, "the hub key in ", ("post", "discussion", f"my key is {key}")),
     ):
-        answer = inside("hub", *words)
+        answer = cli("hub", *words)
         assert answer.returncode == 1 and "holds " in answer.stderr and said in answer.stderr
         assert secret not in answer.stderr + answer.stdout
     assert stand_in.posts == ["hello"] and len(stand_in.channels) == 1

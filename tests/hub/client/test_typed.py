@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ from pydantic import SecretStr
 from autohypothesis.errors import HubError
 from autohypothesis.hub.client.http import HubUnavailableError
 from autohypothesis.hub.client.hub import HubClient
+from tests.conftest import Answer, Cli
 from tests.hub.client.conftest import Handler, StandIn
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 KEY, TASK, TREE = "c" * 64, "a" * 64, "n1:" + "d" * 40
 TERMS: dict[str, Any] = {
     "task_hash": TASK, "name": "pretrain", "metric": "val_bpb", "direction": "minimize",
@@ -94,19 +92,19 @@ def test_a_hub_of_another_kind_is_read_with_patience(stand_in: StandIn, home: Pa
 
 
 @pytest.fixture
-def joined(inside: Run, ada: HubClient, bob: HubClient, real: str) -> Run:
+def joined(cli: Cli, ada: HubClient, bob: HubClient, real: str) -> Cli:
     """`hub WORDS` as agent `grace`."""
-    assert inside("hub", "join", real, "--name", "grace").returncode == 0
-    return lambda *words: inside("hub", *words)
+    assert cli("hub", "join", real, "--name", "grace").returncode == 0
+    return lambda *words: cli("hub", *words)
 
 
-def rows(answer: subprocess.CompletedProcess[str]) -> Any:
+def rows(answer: Answer) -> Any:
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
 
 
 def test_results_are_shown_and_told_apart(
-    joined: Run, ada: HubClient, bob: HubClient, monkeypatch: pytest.MonkeyPatch
+    joined: Cli, ada: HubClient, bob: HubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = joined("results")
     assert (nothing.returncode, nothing.stdout) == (0, "") and "no such results" in nothing.stderr
@@ -142,7 +140,7 @@ def test_results_are_shown_and_told_apart(
 
 
 def test_boards_are_shown_one_after_another(
-    joined: Run, ada: HubClient, bob: HubClient, monkeypatch: pytest.MonkeyPatch
+    joined: Cli, ada: HubClient, bob: HubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "nothing on any board" in joined("leaderboard").stderr
     for number, value in enumerate((0.9, 0.8, 0.7)):
@@ -164,7 +162,7 @@ def test_boards_are_shown_one_after_another(
     assert page.index("reproduced ×1") < page.index("0.700000") < page.index("0.800000")
 
 
-def test_a_claim_is_made_renewed_shown_and_given_back(joined: Run, ada: HubClient) -> None:
+def test_a_claim_is_made_renewed_shown_and_given_back(joined: Cli, ada: HubClient) -> None:
     of = ("--tree", TREE, "--platform-key", KEY, "--task-hash", TASK)
     assert "nothing is claimed" in joined("claim", "--list").stderr
     first = rows(joined("claim", *of, "--title", "wider", "--lease", "60", "--json"))
@@ -186,11 +184,11 @@ def test_a_claim_is_made_renewed_shown_and_given_back(joined: Run, ada: HubClien
     assert joined("claim", "--release", str(first["id"])).returncode == 1
 
 
-def test_options_that_say_nothing_together_are_refused(inside: Run) -> None:
+def test_options_that_say_nothing_together_are_refused(cli: Cli) -> None:
     for words in (
         (), ("--tree", TREE), ("--list", "--tree", TREE), ("--list", "--lease", "60"),
         ("--list", "--title", "x"), ("--release", "1", "--list"),
         ("--release", "1", "--platform-key", KEY), ("--lease", "59"),
     ):  # fmt: skip
-        answer = inside("hub", "claim", *words)
+        answer = cli("hub", "claim", *words)
         assert answer.returncode == 2 and len(answer.stderr.splitlines()) == 1, words
