@@ -129,11 +129,6 @@ def kill_many(project: Project, rounds: int, seed: int = 0) -> int:
     return killed
 
 
-@pytest.mark.slow  # tests/shim/test_kill.py has it without a model
-def test_a_kill_at_any_moment_leaves_one_result_and_nothing_running(project: Project) -> None:
-    assert kill_many(project, 3) == 3
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(4))
