@@ -141,24 +141,19 @@ def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
     repository._run("add run.sh")
     repository._run("commit -q -m", "executable")
     head = repository.head()
-    tree = repository.tree_with(
-        head, {"run.sh": b"#!/bin/bash\n", "ordner ü/a b.txt": b"\xff\r\n", ":new name": b""}
-    )
+    binary = bytes(range(256)) * 9
+    edits = {"run.sh": b"#!/bin/bash\n", "ordner ü/a b.txt": b"\xff\r\n", ":new name": b"",
+             "blob.bin": binary}  # fmt: skip
+    tree = repository.tree_with(head, edits)
     assert repository.entries(tree)["run.sh"].mode == "100755"
     assert repository.show_file(tree, "ordner ü/a b.txt") == b"\xff\r\n"
     changes = {one.path: one for one in repository.changes(head, tree)}
-    assert set(changes) == {"run.sh", "ordner ü/a b.txt", ":new name"}
+    assert set(changes) == set(edits)
     assert (changes["run.sh"].added, changes["run.sh"].removed) == (1, 1)
     assert changes[":new name"].status == "A"
-    assert not repository.is_dirty()
-
-
-def test_binary_files_have_no_line_counts_and_their_diff_applies(make: Make) -> None:
-    repository = make({"a.txt": "1\n"})
-    head = repository.head()
-    tree = repository.tree_with(head, {"blob.bin": bytes(range(256)) * 9})
-    assert repository.changes(head, tree)[0].added is None
+    assert changes["blob.bin"].added is None, "a binary file has no lines"
     assert repository.patched_tree(head, repository.diff(head, tree)) == tree
+    assert not repository.is_dirty()
 
 
 def test_a_patch_applies_wholly_or_not_at_all(repository: Repository) -> None:
