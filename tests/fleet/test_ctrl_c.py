@@ -6,25 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import runner
-from autohypothesis.engine.project import Project
 from autohypothesis.fleet import single_loop
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
-from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.supervisor.supervisor import Supervisor
-from autohypothesis.fleet.worker import worker
-from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Proposal
-from autohypothesis.schema import Worker as Entry
 from autohypothesis.system import CtrlC, process_start
 from tests.conftest import ROOT
 
@@ -169,36 +161,6 @@ def test_a_command_that_only_starts_ends_without_a_traceback(
         os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert "Traceback" not in said, said
-
-
-def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
-    fleet_project: Project, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
-) -> None:
-    preparing, over = threading.Event(), threading.Event()
-
-    def plan(*words: object, **options: object) -> object:
-        preparing.set()
-        over.wait(300)
-        raise OSError("it took too long")
-
-    monkeypatch.setattr(runner, "plan", plan)
-    monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
-    jobs = Queue(fleet_project.layout, "t")
-    idea = Proposal(title="an idea", config_overrides={"RATE": 0.2})
-    name = jobs.add(idea, proposer="test").hypothesis_id
-    jobs.dispatch(name, "cpu0")
-    with Stop() as stop:
-        entry = Entry(worker_id="cpu0", gpu_id="0", device="cpu-0", kind="cpu")
-        made = FleetWorker(fleet_project, entry)
-        thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
-        thread.start()
-        try:
-            assert preparing.wait(60)
-            stop.request("SIGINT")
-            thread.join(60)
-            assert not thread.is_alive(), "it waits for what it prepares"
-        finally:
-            over.set()
 
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

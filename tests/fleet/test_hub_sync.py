@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,7 +33,7 @@ from tests.conftest import run_git as git
 from tests.fleet.conftest import SCRIPT
 from tests.fleet.observing import Hands, Listed, idea, observer, turns
 from tests.fleet.observing import calm as calm
-from tests.fleet.test_worker import ENTRY, Asked
+from tests.fleet.test_worker import ENTRY, Running
 
 WHEN = datetime(2026, 5, 4, 3, 2, 1, tzinfo=timezone.utc)
 
@@ -283,15 +282,11 @@ class Says:
 
 
 def run_worker(project: Project, jobs: Queue, says: Says, names: list[str], until: Any) -> None:
-    worker, stop = FleetWorker(project, ENTRY, rights=says), Asked()
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    thread.start()
+    running = Running(FleetWorker(project, ENTRY, rights=says))
     try:
         until(lambda: set(names) <= set(jobs.done_ids()))
     finally:
-        stop.leave()
-        thread.join(60)
-    assert not thread.is_alive()
+        running.end()
 
 
 @pytest.fixture

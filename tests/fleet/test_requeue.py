@@ -23,33 +23,28 @@ from tests.fleet.observing import calm as calm
 
 
 @dataclass
-class Spoiling:
-    """Makes the first `times` results of ideas into losses."""
+class Lost:
+    """Makes the first `times` results of a hypothesis into losses, of one kind or with a device."""
 
     times: int
+    detail: str = "the shim was killed"
     device: bool = False
+    hypothesis: str = "h-t-0001"
     seen: list[str] = field(default_factory=list)
 
     def __call__(self, one: Hypothesis, experiment_id: str, result: Result) -> Result:
-        if one.hypothesis_id == "baseline-t" or len(self.seen) >= self.times:
+        if one.hypothesis_id != self.hypothesis or len(self.seen) >= self.times:
             return result
         self.seen.append(experiment_id)
-        evidence = {**result.evidence}
-        if self.device:
-            evidence["device"] = {**dict(evidence.get("device") or {}), "lost": True}
-        return result.model_copy(
-            update={
-                "status": "failed", "failure_kind": "infra", "metric_value": None,
-                "failure_detail": "the device was lost" if self.device else "the shim was killed",
-                "evidence": evidence,
-            }
-        )  # fmt: skip
+        evidence = {**result.evidence, **({"device": {"lost": True}} if self.device else {})}
+        lost = {"status": "failed", "failure_kind": "infra", "failure_detail": self.detail}
+        return result.model_copy(update={**lost, "metric_value": None, "evidence": evidence})
 
 
 def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
     fleet_project: Project,
 ) -> None:
-    hand, listed = Hands(fleet_project, "w0", Spoiling(5)), Listed([[idea(RATE=2.0)]])
+    hand, listed = Hands(fleet_project, "w0", Lost(5)), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed, most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert all(trial.status != "crash" for told in listed.told for trial in told.trials)
@@ -63,7 +58,7 @@ def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
 
 
 def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0", Spoiling(9, device=True))
+    hand = Hands(fleet_project, "w0", Lost(9, device=True))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 3, hand)
     turns(watched, lambda: watched.queue.read("h-t-0001")[1].closed == "abandoned", hand)  # type: ignore[index]
@@ -79,7 +74,7 @@ def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> N
 
 def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_project: Project) -> None:
     members(fleet_project, "w0", "w1", devices=["d0", "d1"])
-    spoil = Spoiling(1, device=True)
+    spoil = Lost(1, device=True)
     hands = [
         Hands(fleet_project, "w0", _on("d0", fleet_project, spoil)),
         Hands(fleet_project, "w1"),
@@ -97,9 +92,7 @@ def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_project: P
     turns(watched, lambda: list(watched.queue.dispatched()) == ["w0"])
 
 
-def _on(
-    device: str, project: Project, spoil: Spoiling
-) -> Callable[[Hypothesis, str, Result], Result]:
+def _on(device: str, project: Project, spoil: Lost) -> Callable[[Hypothesis, str, Result], Result]:
     """As `spoil`, on a device of this name."""
 
     def spoiled(one: Hypothesis, experiment_id: str, result: Result) -> Result:
@@ -133,7 +126,7 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Pr
 
 
 def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0", Spoiling(9))
+    hand = Hands(fleet_project, "w0", Lost(9))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 1, hand)
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
@@ -172,27 +165,11 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
     return moved
 
 
-@dataclass
-class Lost:
-    """Makes every result of one hypothesis, `times` at most, into a loss of one kind."""
-
-    hypothesis: str
-    detail: str
-    times: int = 99
-
-    def __call__(self, one: Hypothesis, experiment_id: str, result: Result) -> Result:
-        if one.hypothesis_id != self.hypothesis or not self.times:
-            return result
-        self.times -= 1
-        lost = {"status": "failed", "failure_kind": "infra", "failure_detail": self.detail}
-        return result.model_copy(update={**lost, "metric_value": None})
-
-
 @pytest.mark.parametrize("detail", [CANCELLED, NO_SHIM])
 def test_a_down_and_a_killed_shim_come_back_however_often(
     fleet_project: Project, detail: str
 ) -> None:
-    hand = Hands(fleet_project, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
+    hand = Hands(fleet_project, "w0", Lost(MOST_LOST + 2, detail))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert len(watched.history.attempts("h-t-0001")) == MOST_LOST + 3
@@ -201,7 +178,9 @@ def test_a_down_and_a_killed_shim_come_back_however_often(
 
 
 def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0", Lost("baseline-t", "OSError: No space left on device"))
+    hand = Hands(
+        fleet_project, "w0", Lost(99, "OSError: No space left on device", hypothesis="baseline-t")
+    )
     watched = observer(fleet_project)
     turns(watched, lambda: watched.status.state == "failed", hand)
     assert len(watched.history.attempts("baseline-t")) == MOST_LOST + 1
@@ -216,7 +195,7 @@ def test_a_requeueing_that_is_cut_off_is_taken_up_again(
     fault: str,
 ) -> None:
     """Its file was rewritten, and not moved: it is done, and not closed."""
-    hand = Hands(fleet_project, "w0", Spoiling(1))
+    hand = Hands(fleet_project, "w0", Lost(1))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     requeue_turn = watched.requeue.turn
     watched.requeue.turn = list  # type: ignore[method-assign]

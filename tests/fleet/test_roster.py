@@ -35,7 +35,7 @@ from autohypothesis.records import locks
 from autohypothesis.records.files import write_json
 from autohypothesis.records.git import SALVAGE
 from autohypothesis.schema import Proposal
-from tests.conftest import Cli
+from tests.conftest import Cli, run_git
 from tests.fleet.conftest import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,29 +159,24 @@ def test_a_dirty_tree_is_left_out_and_said(fleet_root: Path, git: Git) -> None:
     assert (place / "train.py").read_text() != "# half an idea\n"
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link", "repository", "worktree", "room"])
-def test_what_is_in_the_way_of_a_worktree_stays(
-    fleet_root: Path, git: Git, tmp_path: Path, kind: str
-) -> None:
-    place = fleet_root / "worktrees" / "cpu1"
+IN_THE_WAY: dict[str, Callable[[Path], object]] = {
+    "file": lambda place: place.write_text("mine\n"),
+    "folder": lambda place: shutil.copytree(Path(__file__).parent, place),
+    "link": lambda place: place.symlink_to("/tmp"),
+    "repository": lambda place: run_git(place.parent, "init", "-q", place.name),
+    "worktree": lambda place: run_git(
+        place.parents[1], "worktree", "add", "-q", "-b", "mine", str(place)
+    ),
+    "no room": lambda place: (place.parent.rmdir(), place.parent.write_text("mine\n")),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_is_in_the_way_of_a_worktree_stays(fleet_root: Path, kind: str) -> None:
     (fleet_root / ".git" / "info" / "exclude").write_text("/worktrees\n")
-    if kind != "room":
-        place.parent.mkdir()
-    if kind == "file":
-        place.write_text("mine\n")
-    elif kind == "folder":
-        place.mkdir()
-        (place / "mine.txt").write_text("mine\n")
-    elif kind == "link":
-        (tmp_path / "elsewhere").mkdir()
-        place.symlink_to(tmp_path / "elsewhere")
-    elif kind == "repository":
-        place.mkdir()
-        git(place, "init", "-q")
-    elif kind == "worktree":
-        git(fleet_root, "worktree", "add", "-q", "-b", "mine", str(place))
-    else:
-        place.parent.write_text("mine\n")
+    place = fleet_root / "worktrees" / "cpu1"
+    place.parent.mkdir()
+    IN_THE_WAY[kind](place)
     refused(fleet_root, "in the way")
 
 
@@ -217,19 +212,18 @@ def test_a_branch_begun_by_hand_at_head_is_gone_on_from(fleet_root: Path, git: G
 
 
 @pytest.mark.parametrize(
-    ("wanted", "match"),
+    ("wanted", "match", "error"),
     [
-        ({"tag": "../x"}, "id '../x'"), ({"tag": "T"}, "id 'T'"),
-        ({"start": "best"}, "nothing is kept"),
-        ({"count": 65}, "64 physical cores"),
+        ({"tag": "../x"}, "id '../x'", UsageError), ({"tag": "T"}, "id 'T'", UsageError),
+        ({"start": "best"}, "nothing is kept", UsageError),
+        ({"start": "0123abc"}, "'0123abc'", GitError),
+        ({"count": 65}, "64 physical cores", UsageError),
     ],
 )  # fmt: skip
-def test_wrong_words_are_named(fleet_root: Path, wanted: dict[str, object], match: str) -> None:
-    refused(fleet_root, match, UsageError, **wanted)
-
-
-def test_a_commit_that_is_not_there_is_named(fleet_root: Path) -> None:
-    refused(fleet_root, "'0123abc'", GitError, start="0123abc")
+def test_wrong_words_are_named(
+    fleet_root: Path, wanted: dict[str, object], match: str, error: type[Exception]
+) -> None:
+    refused(fleet_root, match, error, **wanted)
 
 
 def test_a_damaged_manifest_is_not_overwritten(fleet_root: Path) -> None:

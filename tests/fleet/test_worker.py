@@ -40,8 +40,8 @@ from tests.conftest import wait_until as until
 from tests.fleet.conftest import Forked
 
 NAME = "w0"
-LANE = devices.cpu_slots()[0].id
-ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
+CPU_SLOT = devices.cpu_slots()[0].id
+ENTRY = Entry(worker_id=NAME, gpu_id="0", device=CPU_SLOT, kind="cpu")
 
 SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
 
@@ -128,7 +128,7 @@ class Floor:
         (name,) = self.propose(**change)
         hypothesis = self.jobs.claim(NAME)
         assert hypothesis is not None and hypothesis.hypothesis_id == name
-        resources = Resources(device=LANE)
+        resources = Resources(device=CPU_SLOT)
         return name, runner.plan(self.project, Experiment.of(hypothesis), NAME, resources=resources)
 
     def ended_run(self) -> str:
@@ -176,7 +176,7 @@ class Floor:
         return self.executor.poll(experiment_id) == "running"
 
     def trains(self, experiment_id: str) -> bool:
-        """Whether its training has begun; until then its shim may still be timing the lane."""
+        """Whether its training has begun; until then its shim may still be timing the slot."""
         return self.is_running(experiment_id) and self.layout.run(experiment_id).events.exists()
 
     def nothing_is_left(self) -> None:
@@ -373,6 +373,27 @@ def test_down_cancels_collects_and_gives_back_what_was_prepared(floor: Floor) ->
     floor.nothing_is_left()
 
 
+def test_who_leaves_does_not_wait_for_a_change_that_is_still_being_prepared(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparing, over = threading.Event(), threading.Event()
+
+    def plan(*words: object, **options: object) -> object:
+        preparing.set()
+        over.wait(300)
+        raise OSError("it took too long")
+
+    monkeypatch.setattr(runner, "plan", plan)
+    monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
+    floor.propose()
+    running = Running(FleetWorker(floor.project, ENTRY))
+    try:
+        assert preparing.wait(60)
+        running.end()
+    finally:
+        over.set()
+
+
 def test_an_abandoned_worker_leaves_its_training_to_its_successor(floor: Floor) -> None:
     gate = floor.layout.root / "go"
     first, second = floor.propose(2, overrides={"GATE": str(gate)})
@@ -497,7 +518,7 @@ def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(floor: F
 
 @contextmanager
 def stranger() -> Iterator[None]:
-    """Somebody of another repository holds the lane."""
+    """Somebody of another repository holds the slot."""
     lease = devices.lease_of(devices.cpu_slots()[0])
     held = lease.acquire({"repository": "/somebody/else"})
     try:
@@ -594,11 +615,11 @@ def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(floor: F
         assert "lost" in floor.seen().notes
     assert len(executor.submitted) == 2
     assert len(floor.jobs.done_ids()) == 2 and set(floor.jobs.done_ids()) < set(names)
-    assert "lost" in quarantine.quarantined(floor.layout)[LANE]
+    assert "lost" in quarantine.quarantined(floor.layout)[CPU_SLOT]
 
 
 def test_a_benched_device_is_used_again_when_its_time_is_over(floor: Floor) -> None:
-    quarantine.quarantine(floor.layout, LANE, "it was lost")
+    quarantine.quarantine(floor.layout, CPU_SLOT, "it was lost")
     (name,) = floor.propose()
     with floor.working():
         until(lambda: floor.seen().state == "benched" and floor.jobs.pending())
