@@ -44,27 +44,22 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Listed:
-    """A proposer that answers with what it was given, a list at a time."""
+    """A proposer that fails with `error`, or answers with what it was given, a list at a time."""
 
     answers: list[Sequence[Proposal]] = field(default_factory=list)
     name: str = "listed"
     told: list[Situation] = field(default_factory=list)
+    error: BaseException | None = None
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         self.told.append(situation)
+        if self.error is not None:
+            raise self.error
         return self.answers.pop(0) if self.answers else []
 
 
-@dataclass
-class Broken:
-    """A proposer that fails."""
-
-    name: str = "command:broken"
-    asked: int = 0
-
-    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-        self.asked += 1
-        raise AutohypothesisError("it has no key")
+def broken(error: BaseException | None = None) -> Listed:
+    return Listed(name="broken", error=error or AutohypothesisError("it has no key"))
 
 
 @dataclass

@@ -19,7 +19,7 @@ from autohypothesis.fleet.observer.proposals import (
 )
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
-from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, observer, turns
+from tests.fleet.observing import Hands, Listed, Thinker, broken, idea, observer, turns
 from tests.fleet.observing import calm as calm
 
 
@@ -66,8 +66,7 @@ def answered(pool: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
 
 
 def test_a_proposer_that_fails_is_asked_later_and_later(clock: Clock) -> None:
-    broken = Broken()
-    pool = ProposerPool([broken])
+    pool = ProposerPool([broken()])
     pauses = []
     for _ in range(12):
         assert pool.next_to_ask(1, device_idle=True)
@@ -85,34 +84,23 @@ def test_a_proposer_that_fails_is_asked_later_and_later(clock: Clock) -> None:
 
 
 def test_one_that_works_again_is_no_problem_any_more(clock: Clock) -> None:
-
-    @dataclass
-    class Moody:
-        name: str = "moody"
-        fails: bool = True
-
-        def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-            if self.fails:
-                raise RuntimeError("not now")
-            return [idea(RATE=2.0)]
-
-    moody = Moody()
+    moody = Listed([[idea(RATE=2.0)]], error=RuntimeError("not now"))
     pool = ProposerPool([moody])
     ask(pool)
     answered(pool)
     assert "RuntimeError: not now" in pool.problems()[0]
-    moody.fails = False
+    moody.error = None
     clock.now += 1
     ask(pool)
     (answer,) = answered(pool)
-    pool.record_answer_outcome("moody", len(answer.proposals), {})
+    pool.record_answer_outcome("listed", len(answer.proposals), {})
     assert pool.problems() == [] and pool.next_to_ask(1, device_idle=True)
 
 
 def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clock) -> None:
     thinker = Thinker()
     pool = ProposerPool(
-        [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")]
+        [broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")]
     )
     asked = []
     for _ in range(2):
@@ -120,7 +108,7 @@ def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clo
         (answer,) = answered(pool)
         pool.record_answer_outcome(answer.proposer, len(answer.proposals), {})
         asked.append(answer.proposer)
-    assert asked == ["command:broken", "empty"]
+    assert asked == ["broken", "empty"]
     ask(pool, 1, device_idle=False)
     assert pool.thinking == ["thinker"]
     assert not pool.next_to_ask(1, device_idle=False)  # no device waits for a worse idea
@@ -152,19 +140,9 @@ def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
     assert len(answer.refused) == 3
 
 
-@dataclass
-class Exits:
-    """A proposer that ends its thread."""
-
-    name: str = "exits"
-
-    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-        raise SystemExit(3)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_exits_is_not_waited_for_for_ever() -> None:
-    pool = ProposerPool([Exits()])
+    pool = ProposerPool([broken(SystemExit(3))])
     ask(pool)
     (answer,) = answered(pool)
     assert answer.problem

@@ -34,7 +34,6 @@ from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import decide, devices, shim, shim_run, workspace
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
-from autohypothesis.fleet import sync
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer import deciding, observer, publishing
 from autohypothesis.fleet.observer.scheduling import SearchLimits
@@ -43,6 +42,7 @@ from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.records import bundles, git, locks
 from autohypothesis.records.files import read_json, write_json
 from tests.conftest import run_git
+from tests.fleet.conftest import Killed
 
 FIRST_PID = 10_000_000
 """Above any real one."""
@@ -52,7 +52,7 @@ OPS = (
     "any", "open", "write", "replace", "link", "unlink", "mkdir", "rename", "git", "claim", "go",
     "append", "move", "stamp",
 )  # fmt: skip
-"""Kinds of steps. `append`, `move` and `stamp` are those of a decision."""
+"""Kinds of steps. `append` and `stamp` are those of a decision, `move` is that of any ref."""
 RARE = ("rename", "claim", "go", "append", "move", "stamp")
 """Those of which a turn takes one or two."""
 SCRIPT = '''"""Never run: a simulated training is worth what RATE says."""
@@ -70,10 +70,6 @@ TRACEBACK = (
     'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\nValueError: no\n'
 )
 Outcome = Literal["well", "crashes", "contended", "slow", "device", "no_exit"]
-
-
-class Killed(BaseException):
-    """Stands for a kill -9 of the actor: nobody may catch it."""
 
 
 class Fault(NamedTuple):
@@ -457,7 +453,7 @@ class World:
                     return True
             return False
 
-        for module in (system, locks, sync, workspace):
+        for module in (system, locks, workspace):
             self.patches.setattr(module, "process_start", start)
         for module in (system, locks, bundles):
             self.patches.setattr(module, "is_alive", alive)
@@ -561,7 +557,7 @@ class World:
         for owner, name, op in (
             (os, "replace", "replace"), (os, "link", "link"), (os, "unlink", "unlink"),
             (os, "mkdir", "mkdir"), (system, "_rename_noreplace", "rename"), (git, "call", "git"),
-            (shim, "claim", "claim"), (decide, "_move", "move"),
+            (shim, "claim", "claim"), (git.Repository, "compare_and_swap", "move"),
             (decide, "_stamp", "stamp"), (decide.bundles, "append_decision", "append"),
         ):  # fmt: skip
             self.patches.setattr(owner, name, self._stepping(op, getattr(owner, name)))
