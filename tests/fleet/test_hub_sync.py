@@ -78,6 +78,17 @@ def test_a_foreign_commit_passes_the_guard(fleet_project: Project) -> None:
         tried(fleet_project, commit)
 
 
+def test_a_foreign_link_is_no_artifact(fleet_project: Project) -> None:
+    root = fleet_project.layout.root
+    (root / "train.py").unlink()
+    (root / "train.py").symlink_to("/etc/passwd")
+    git(root, "commit", "-q", "-a", "-m", "link")
+    theirs = git(root, "rev-parse", "HEAD")
+    git(root, "reset", "-q", "--hard", "HEAD^")
+    with pytest.raises(ChangeError, match=r"train\.py .* is no plain file"):
+        tried(fleet_project, theirs)
+
+
 def test_a_commit_that_is_not_here_is_named_with_what_fetches_it(fleet_project: Project) -> None:
     with pytest.raises(ChangeError, match="hub fetch 000000000000"):
         tried(fleet_project, "0" * 40)
