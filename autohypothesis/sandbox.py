@@ -34,7 +34,7 @@ SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store",
     "/gnu/store", "/snap", "/home/linuxbrew/.linuxbrew", "/sys", "/proc",
 )  # fmt: skip
-"""What every program may read: programs and libraries of the system, and what the kernel tells."""
+"""Paths that every program may read: programs and libraries of the system, /proc and /sys."""
 SETTINGS = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload", "passwd", "group", "hosts",
     "nsswitch.conf", "host.conf", "resolv.conf", "gai.conf", "services", "protocols", "localtime",
@@ -85,7 +85,7 @@ SYSTEM_SECRETS = (
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _TERMINALS = ("tty", "ptmx", "pts")
-"""In bubblewrap a program's own; with Landlock alone they would be the user's."""
+"""Terminals: in bubblewrap a program's own; with Landlock alone they would be the user's."""
 _GPUS = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri", "/dev/kfd", "/dev/infiniband")
 _PROBE_TIMEOUT_S = 20.0
 _CUDA_STARTS = """
@@ -156,7 +156,7 @@ def confined(
 
 
 _LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); import confine; confine.main(sys.argv)"
-"""As a module, since Python compiles a script anew each time: 6 ms of every run."""
+"""Imported as a module, since Python compiles a script anew each time: 6 ms of every run."""
 
 
 def _launcher(policy: dict[str, Any]) -> list[str]:

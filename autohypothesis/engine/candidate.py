@@ -47,9 +47,9 @@ MAX_NAMED = 8
 _KINDS = {"120000": "a symbolic link", SUBMODULE: "a submodule"}
 TIMEOUT_S = 120.0
 TRIES = 3
-"""How often a preflight is run that could not judge."""
+"""Number of tries of a preflight that could not judge."""
 PAUSE_S = 0.5
-"""Before the second try; each later pause is longer by as much."""
+"""Pause before the second try; each later pause is longer by as much."""
 TAIL = 64 * 1024
 """Bytes of what the preflight printed that are looked at."""
 

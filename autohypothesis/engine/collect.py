@@ -1,4 +1,4 @@
-"""From an ended run to `result.json`: what happened, judged from evidence, written once.
+"""Makes `result.json` of an ended run: judged from evidence, written once.
 
 The first process that looks collects: the one that started the run, its successor after a kill, or
 a sync. The answer is made from the run folder alone, so each of them writes the same one.
@@ -57,9 +57,9 @@ TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
 KILLED_S = 5.0
-"""How long a killed shim may take to be gone."""
+"""Seconds that a killed shim may take to be gone."""
 JUDGED = "judged"
-"""In local.json: the SHA-256 of the result that is about to be written."""
+"""Key in local.json: the SHA-256 of the result that is about to be written."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
 
 

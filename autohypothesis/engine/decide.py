@@ -69,7 +69,7 @@ class Settlement:
     """The outcome of one settle: each experiment is decided, needs more runs, or is refused."""
 
     decisions: list[Decision] = field(default_factory=list)
-    """In the order in which they were taken."""
+    """The decisions, in the order in which they were made."""
     needs_runs: list[NeedsRuns] = field(default_factory=list)
     refused: dict[str, AutohypothesisError] = field(default_factory=dict)
     """Experiments that cannot be decided, and why."""

@@ -32,9 +32,9 @@ NVIDIA_NODES = "/dev/nvidia[0-9]*"
 """Device files of NVIDIA GPUs, which are there whether or not NVML answers."""
 CHOOSING_FILE = "choosing.lock"
 CHOOSING_S = 10.0
-"""How long to wait while others choose; then go on, since the lease decides in any case."""
+"""Seconds to wait while other processes choose; then go on, since the lease decides anyway."""
 TAKEN_S = 5.0
-"""How long a shim may take from its start to its lease while others wait to choose."""
+"""Seconds that a shim may take from its start to its lease while others wait to choose."""
 _LOOK_S = 0.004
 _NOTE_BYTES = 4096
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -42,7 +42,7 @@ _RETRY_S = 0.02
 
 
 class Device(NamedTuple):
-    """Where a training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
+    """A device for trainings. `cores` pins a training, `uuid` is a GPU's NVML and CUDA name."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     uuid: str | None = None

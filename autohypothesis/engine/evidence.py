@@ -1,4 +1,4 @@
-"""From one finished run to what the policy may look at. Reads its bundle and changes nothing.
+"""Collects what the policy looks at for one finished run. Reads its bundle and changes nothing.
 
 A run that another process slowed down is contaminated: no evidence, and run again. On a GPU the
 shim sees foreign compute by itself. On a CPU slot nothing is visible but time: the shim times a
@@ -247,14 +247,14 @@ def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float |
 
 
 class SlotSpeed(NamedTuple):
-    """How fast the slot of one run was."""
+    """The speed of the CPU slot of one run."""
 
     slot: str
     kernel_ms: float | None
     """Of the fixed kernel, the faster of before and after: what slows a run is there at both ends,
     and a moment is no reason to run it again."""
     tokens_per_second: float | None
-    """Of the training, on its budget's clock."""
+    """Tokens per second of the training, by the clock of its budget."""
 
 
 def slot_speed(metadata: Metadata, result: Result) -> SlotSpeed:

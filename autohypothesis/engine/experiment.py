@@ -92,7 +92,7 @@ class Experiment:
     """The experiment that this repeats."""
     prediction: Prediction | None = None
     mutation_seed: int | None = None
-    """For the program that makes the change; None: the experiment's id decides it."""
+    """Seed of the program that makes the change; None: derived from the experiment's id."""
 
     experiment_id: str = ""
     tag: str = ""
@@ -193,7 +193,7 @@ class RunSpec(Strict):
     lines_added: int = 0
     lines_removed: int = 0
     mutation: dict[str, Any] | None = None
-    """How a program made the change, where one did."""
+    """Record of the program that made the change; None: none did."""
 
 
 def spec_for(experiment: Experiment, task: Task, commit: str, **more: Any) -> RunSpec:

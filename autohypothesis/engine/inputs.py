@@ -60,7 +60,7 @@ class Inputs:
     """All inputs of a task, located. What several of them report, the first one decides."""
 
     reports: Mapping[str, InputReport] = field(default_factory=dict)
-    """By the variable that gets the path."""
+    """Variable that gets the path -> report."""
 
     def _first(self, name: str, default: Any) -> Any:
         reported = (getattr(report, name) for report in self.reports.values())

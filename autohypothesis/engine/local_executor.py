@@ -48,12 +48,12 @@ from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Metadata, Result
 
 LAST_STEPS_S = 10.0
-"""How long a shim that has written exit.json may take to let go of its lease."""
+"""Seconds that a shim that has written exit.json may take to release its lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSetup:
-    """Where and with what one experiment runs: all that is known before its shim starts."""
+    """Checkout, command and limits of one experiment: all that is known before its shim starts."""
 
     spec: RunSpec
     run: RunPaths
@@ -85,7 +85,7 @@ class RunSetup:
 
     @property
     def budget_is_known(self) -> bool:
-        """Whether the task or an input says how long the training trains."""
+        """Return whether the task or an input states the budget of the training."""
         reported = any(report.budget for report in self.inputs.reports.values())
         return reported or self.spec.task.run.budget is not None
 

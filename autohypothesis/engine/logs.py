@@ -141,7 +141,7 @@ class CappedLog:
         self.total = 0
         self.dropped = 0
         self.is_ours = True
-        """At the end: the file at `path` is the one that was written."""
+        """False when at the end another file is at `path` than the one that was written."""
         self._head_left = limit // 2
         self._tail_limit = limit - limit // 2
         self._head = _create(path)

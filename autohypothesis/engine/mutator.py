@@ -44,7 +44,7 @@ MAX_TRIALS = 20
 MAX_DIFF = 8_000
 """Bytes of one diff: a program may be a language model, whose context is bounded."""
 OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
-"""What it leaves in the checkout is its change, so it leaves no compiled Python there."""
+"""Files that it leaves in the checkout are its change, so it writes no compiled Python."""
 MAX_NAMED = 4
 
 

@@ -99,7 +99,7 @@ class Evidence:
 
     @property
     def improvement(self) -> float | None:
-        """By how much the value beats the reference's; None when one of them is missing."""
+        """Return the improvement over the reference's value; None when one of them is missing."""
         if self.value is None or self.reference_value is None:
             return None
         return better_by(self.value, self.reference_value, self.direction)
@@ -111,7 +111,7 @@ class Evidence:
 
 
 class Verdict(NamedTuple):
-    """What is decided, and why. `improvement` is positive when better, whatever the direction."""
+    """A decision and its reason. `improvement` is positive when better, in either direction."""
 
     decision_status: Literal["keep", "discard", "crash", "replicate"]
     reason: str

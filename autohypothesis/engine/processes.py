@@ -143,7 +143,7 @@ EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "pr
 
 
 class ChildEnd(NamedTuple):
-    """How a child ended. `wall_seconds` from exec to its exit, without what it left behind."""
+    """The end of a child. `wall_seconds` lasts from exec to its exit, without its leftovers."""
 
     status: EndStatus
     exit_code: int | None
@@ -191,11 +191,11 @@ class ProcessMonitor:
         self._output_open = True
         self._fault: str | None = None
         self._too_many = ""
-        """How many processes there are, in words, once those are too many."""
+        """Message with the number of processes, once there are too many; else empty."""
         self._stopped: EndStatus | None = None
         self._kill_at = 0.0
         self._told = 0
-        """How many processes were asked to end."""
+        """Number of processes that were asked to end."""
         self._status: int | None = None
         self._switches = 0
         self._looked = time.monotonic()
@@ -388,7 +388,7 @@ def _is_bubblewrap(pid: int) -> bool:
 TASKS_EACH = 4
 """The cgroup counts threads too: it holds so many tasks for each process that a run may have."""
 COUNT_S = 0.5
-"""Between two counts that walk the tree of processes."""
+"""Interval of counting by a walk through the tree of processes."""
 _PREFIX = "autohypothesis-"
 
 

@@ -43,7 +43,7 @@ OUT_LIMIT = 4 * 1024 * 1024
 ERR_LIMIT = 64 * 1024
 """Bytes at the end of standard error that are kept."""
 MARK = "AUTOHYPOTHESIS_ASKED"
-"""In the environment of a program and of all that it starts: a word of this run's own."""
+"""Variable in the environment of a program and of all that it starts, unique to the call."""
 MOST_PROCESSES = 512
 """Processes that a program may have at once; `run.max_processes` is for trainings alone."""
 _LOOK_S = 0.1
@@ -51,7 +51,7 @@ _DRAIN_S = 2.0
 
 
 class ProgramEnd(NamedTuple):
-    """How a program ended, and what it printed."""
+    """Exit and output of a program."""
 
     exit_code: int | None
     """None: it was ended, for its time, its output or its processes, or was cancelled."""
@@ -61,7 +61,7 @@ class ProgramEnd(NamedTuple):
     overflow: bool = False
     """It said more than it may; `out` is what came first."""
     too_many: str = ""
-    """How many processes it had at once, where that was too many."""
+    """Message with its number of processes, where there were too many; else empty."""
 
     def limit(self, timeout_s: float) -> str:
         """Return which limit a program without an exit code went over, after "the program"."""
@@ -281,7 +281,7 @@ def sandbox_kind(task: Task, *, gpus: bool = False) -> Kind:
 
 @dataclass(frozen=True)
 class TaskSandbox:
-    """What the programs of one task may read, write and reach.
+    """The rights of the programs of one task: what they may read, write and reach.
 
     Attributes:
         kind: of sandbox; "none" grants everything, since nothing is there to deny it.

@@ -59,13 +59,13 @@ from autohypothesis.schema import Decision, Metadata, Metrics, Result, finite
 from autohypothesis.system import host_name
 
 POLL_S = 0.2
-"""Between two looks at a running experiment: a look takes time from what is measured."""
+"""Interval of polling a running experiment: polling takes time from what is measured."""
 NOTICE_S = 1.0
-"""Between two looks whether a running experiment stands still."""
+"""Interval of checking whether a running experiment has stopped."""
 CONFIRM_POLL_S = 1.0
-"""Between two looks while another process makes the runs that confirm a win."""
+"""Interval of polling while another process makes the runs that confirm a win."""
 MOST_IN_VAIN = 6
-"""How often in a row runs may tell nothing about a win, before a person has to look."""
+"""Runs in a row that may tell nothing about a win before the user is asked to look."""
 LOG_LIMIT = 256 << 20
 TAIL = 4_096
 BY_HAND_WORKER = "by-hand"

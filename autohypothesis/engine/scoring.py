@@ -1,4 +1,4 @@
-"""From a finished run to its number: three ways to score, one shape of answer.
+"""Scores a finished run: three scorers, one type of answer.
 
 `model`   the official one: weights and `build_model`, scored in a fresh process by the pristine
           evaluator. The value that the training printed is advisory; the difference is recorded.
@@ -31,7 +31,7 @@ EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite"
 """Failures behind the evaluator's own refusals; any other is a fault of the candidate's code."""
 
 TIMED_OUT = "scoring took longer than"
-"""How the shim begins the error of a scoring that it ended."""
+"""Beginning of the error that the shim writes for a scoring that it ended."""
 TAIL_BYTES = 4_096
 
 

@@ -77,7 +77,7 @@ class Input(TaskSection):
 
 
 class MutationLimits(TaskSection):
-    """How large one change may be."""
+    """The largest change that is accepted."""
 
     max_files: Annotated[int, Field(ge=1)] = 10
     max_lines: Annotated[int, Field(ge=1)] = 2_000
@@ -108,7 +108,7 @@ class MutatorConfig(TaskSection):
 
 
 class Budget(TaskSection):
-    """How long a training trains, and by which clock."""
+    """The duration of a training, and the clock that measures it."""
 
     seconds: Seconds = DEFAULT_BUDGET_S
     clock: Clock = "wall"
@@ -142,13 +142,13 @@ class RunConfig(TaskSection):
 
 
 class Parse(TaskSection):
-    """How a score is read from what the scorer printed."""
+    """How a score is parsed from the output of the scorer."""
 
     format: Literal["json", "regex"] = "json"
     score_field: str = "score"
     metrics_field: str = "metrics"
     pattern: str | None = None
-    """For `regex`: its first group, or the group `score`, is the number."""
+    """The expression of `regex`: its first group, or the group `score`, is the number."""
 
     @model_validator(mode="after")
     def _pattern_compiles(self) -> Parse:
@@ -213,13 +213,13 @@ class Policy(TaskSection):
     keep: Literal["improve", "simpler"] = "simpler"
     """simpler: an equal score with fewer lines is kept too."""
     replicates: Annotated[int, Field(ge=0)] = 0
-    """How often a win is run again before it is confirmed."""
+    """Number of further runs of a win before it is confirmed."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """End the search after so many decisions without a keep."""
 
 
 class SearchBudget(TaskSection):
-    """Of the whole search, not of one training."""
+    """The budget of the whole search, not of one training."""
 
     runs: Annotated[int, Field(ge=1)] | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
@@ -386,7 +386,7 @@ _COMPARED = ("run", "scorer", "objective", "constraints")
 change what is tried next."""
 
 BY_HAND = "by-hand on "
-"""How the platform key of a run that a person made begins: it is compared with such runs only."""
+"""Prefix of the platform key of a recorded run: such runs are compared with each other only."""
 _SHORT_NAMES = ("H100", "H200", "A100", "4090", "3090", "3060", "M2 Ultra")
 
 

@@ -34,7 +34,7 @@ FOREIGN_MIN_DELTA = 0.001
 MAX_BYTES = 256 * 1024
 Location = tuple[str | int, ...]
 Marks = dict[Location, int]
-"""Where each key or item of the file stands: its line, from 1."""
+"""Location of a key or item of the file -> its line, from 1."""
 
 
 class TaskProblem(NamedTuple):

@@ -50,7 +50,7 @@ class Original(NamedTuple):
     path: str
     stamp: FileStamp
     target: str = ""
-    """Of a link; empty for a copy."""
+    """Target of a link; empty for a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Included:
     """The files that a checkout has beside its commit."""
 
     originals: Mapping[str, Original] = field(default_factory=dict)
-    """By path in the checkout."""
+    """Path in the checkout -> original."""
     entries: Mapping[str, str] = field(default_factory=dict)
     """File or folder -> `linked ...`, or empty: it is copied."""
 
@@ -197,7 +197,7 @@ LARGEST = 5
 LOOK_S = 1.0
 """Longest that sizes are added up."""
 FRESH_S = 900.0
-"""How long an answer holds for the process that asked: only a note in a record depends on it."""
+"""Seconds for which an answer is reused: only a note in a record depends on it."""
 MADE_ANEW = (
     "**/__pycache__", "**/*.pyc", "**/.venv", "**/venv", "**/node_modules", "**/.pytest_cache",
     "**/.mypy_cache", "**/.ruff_cache", "**/.hypothesis", "**/.ipynb_checkpoints", "**/*.egg-info",
@@ -212,7 +212,7 @@ class Absent(NamedTuple):
     path: str
     size: int
     is_more: bool
-    """Whether it is larger: its measuring was cut short."""
+    """True: it is larger, and was not measured to its end."""
 
     def __str__(self) -> str:
         units = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))

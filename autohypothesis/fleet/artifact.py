@@ -57,13 +57,13 @@ MAX_NAMED = 4
 MOST_LOST = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
 PAUSE_S = 0.25
-"""After a round that was lost; each further one doubles it."""
+"""Pause after a lost round; each further one doubles it."""
 LONGEST_PAUSE_S = 30.0
 ASKED = 3
-"""How often a proposer is asked when nothing that it said could be used."""
+"""Number of times that a proposer is asked when no answer could be used."""
 DIFF_LIMIT = 64 << 20
 APART = 1_000_003
-"""Between the seeds of two searches: neighbours share no change before a million of them."""
+"""Distance between the seeds of two searches, so that they share none of the first million."""
 
 
 # ── the user's branch ───────────────────────────────────────────────────────────────────────

@@ -47,7 +47,7 @@ class Situation:
     """The task's, narrowed by the steering; empty when the task names none."""
     steering: Steering
     trials: Sequence[Trial]
-    """Of the active tag, in the order in which they were begun; running ones included."""
+    """Trials of the active tag, in the order in which they were begun; running ones included."""
     open: Sequence[Hypothesis]
     """Waiting, dispatched and running."""
     closed: Sequence[Hypothesis]
@@ -61,10 +61,10 @@ class Proposer(Protocol):
 
     @property
     def name(self) -> str:
-        """As the user names it: `search`, `command:PROGRAM`, `inbox`, or a package's own name."""
+        """Return the name that users type: `search`, `command:PROGRAM`, `inbox`, or a package's own."""
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-        """At most `count` ideas, best first; none when it has none.
+        """Return at most `count` proposals, best first; none when it has none.
 
         Raises:
             ProposerError: it failed; others fill in, and `status` says so.
@@ -76,4 +76,4 @@ class Stoppable(Protocol):
     """A proposer that can be called off while it thinks."""
 
     def stop(self) -> None:
-        """From another thread: `propose` returns or raises soon."""
+        """Make `propose` return or raise soon; called from another thread."""

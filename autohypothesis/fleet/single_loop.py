@@ -52,11 +52,11 @@ LOCK_S = 2.0
 OBSERVER_S = 10.0
 """An observer that was just ended may still be leaving."""
 PATIENCE_S = 180.0
-"""For the worker to end its training, collect it and leave."""
+"""Seconds for the worker to end its training, collect it and exit."""
 REPORT_S = 1.0
-"""Between two looks at how far it is."""
+"""Interval of reporting progress."""
 WORKTREES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
-"""Where it trains, and where it prepares."""
+"""The checkouts for training and for preparation."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
@@ -69,11 +69,11 @@ class LoopSession(Tolerant):
 
     tag: Identifier
     name: str = ""
-    """In front of the title of each experiment."""
+    """Prefix of the title of each experiment."""
     most: int | None = None
     """Experiments, the baseline included where it has to run; None: until stopped."""
     first: int = 0
-    """How many of the tag counted before it."""
+    """Number of counted experiments of the tag before this session."""
     begun: Time
 
     @property
@@ -220,7 +220,7 @@ class SingleLoop:
     session: LoopSession
     until: datetime | None = None
     waits: bool = False
-    """Whether it waits when no idea is left: a person may have one."""
+    """True: it waits when no proposals are left, since a person may add one."""
     tick: Callable[[], None] = lambda: None
     """Called often, to show the progress."""
     ended: str = ""
@@ -233,7 +233,7 @@ class SingleLoop:
         self._how_far = ""
         self._worker_leaves = threading.Event()
         self._worker_problem = ""
-        """How the last worker failed; empty while it works."""
+        """Failure of the last worker; empty while it works."""
 
     def run(self, stop: Stop) -> Outcome:
         """Run until the session is done, the search has failed, or a stop is asked for.

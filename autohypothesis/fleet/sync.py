@@ -115,9 +115,9 @@ class _Sync:
         self.written: list[str] = []
         self.taken: list[str] = []
         self.aged: list[tuple[Path, Callable[[], bytes]]] = []
-        """What is to be made anew after the lock."""
+        """Files to make anew after the lock is released."""
         self.folded_at = 0
-        """In nanoseconds since the epoch, behind the last write of the ledger."""
+        """Time after the last write of the ledger, in nanoseconds since the epoch."""
 
     def write(self, *, everything: bool, light: bool) -> SyncReport:
         self._clear(self.layout.aggregate, stat.S_ISDIR)

@@ -107,9 +107,9 @@ def _line(agent: str, text: str) -> str:
 HUB_PROPOSER = "hub"
 _SOURCE = re.compile(r"hub-result-([0-9]{1,18})")
 BETTER_PRIORITY = 50.0
-"""Of what is said to be better than what we have: before new ideas, after the fleet's own needs."""
+"""Priority of reported improvements: before new ideas, after the fleet's own needs."""
 VERIFY_PRIORITY = -50.0
-"""Of what is only to be verified: when nothing else waits."""
+"""Priority of verifications: when nothing else waits."""
 
 
 def source_id_of(result: int) -> str:

@@ -1,4 +1,4 @@
-"""What a hub is told of decided experiments: entries of an outbox, kept until each was delivered.
+"""Publishes decided experiments: entries of an outbox, kept until each was delivered.
 
 Every decided experiment is reported, failures too: as a result, as a line for people, and a keep as
 a commit before both. What is found to be wrong later is reported as well. Nothing waits for an
@@ -52,7 +52,7 @@ MOST_TRIES = 20
 """Tries that reached the hub. Then the entry is set aside, and holds up nothing else."""
 LOOK_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
-"""After the first round that failed, and after many."""
+"""Pauses after the first failed round, and after many."""
 
 
 class EntryCourier(Protocol):
@@ -183,7 +183,7 @@ class Outbox:
 
 
 def pause_s(failures: int) -> float:
-    """Before the next round, after so many in a row that delivered nothing."""
+    """Return the pause before the next round, after `failures` rounds that delivered nothing."""
     if not failures:
         return LOOK_S
     return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 20)))
@@ -339,7 +339,7 @@ def _hash_of(run: RunPaths) -> str:
 SHOWN_REFS = "refs/shown/"
 """Our commit -> the one that others know it as."""
 BEGINNING = datetime(2026, 1, 1, tzinfo=timezone.utc)
-"""Of every baseline, on every machine."""
+"""Fixed commit date of baselines, so that equal baselines have equal hashes."""
 _PLAIN = ("100644", "100755")
 _READ_BY_GIT = (".gitattributes", ".gitmodules", ".gitignore")
 

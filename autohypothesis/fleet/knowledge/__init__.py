@@ -1,1 +1,1 @@
-"""What a search knows: the brief, the knowledge base, and what earlier searches left."""
+"""The brief, the knowledge base, and findings of earlier searches."""

@@ -46,9 +46,9 @@ TEXT, RATIONALE = 300, 240
 LIMIT = 16 * 1024 * 1024
 """Bytes of a table of an earlier search."""
 KEPT, CRASHED, DISCARDED = 12, 8, 8
-"""How many of each kind become findings; the rest is in the table."""
+"""Maximum findings of each kind; the others are in the table."""
 PREFIX = "warm-"
-"""Of the ids of findings from a warm start."""
+"""Prefix of the ids of findings from a warm start."""
 _NUMBER = re.compile(r"[+]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _MEMORY = {
     "memory_gb": 1.0, "peak_vram_gb": 1.0, "peak_memory_gb": 1.0, "vram_gb": 1.0,
@@ -76,7 +76,7 @@ def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What the decisions of a search up to now say.
+    """Findings from the decisions of a search.
 
     Attributes:
         planned: experiment -> its hypothesis as it was planned.
@@ -272,7 +272,7 @@ class TableLine:
     line: int
     commit: str
     value: float | None
-    """Of all but a crash."""
+    """The score; None for a crash."""
     memory_gb: float | None
     status: str
     """keep, discard or crash."""

@@ -29,7 +29,7 @@ SHOWN = 4
 """Names that a message lists."""
 BEAT_S = 1.0
 _TABLES = ("metrics", "progress", "memory")
-"""Of an event, what a heartbeat repeats."""
+"""Fields of an event that a heartbeat repeats."""
 LOOP = "loop"
 """Name of the lock and the status of a single loop."""
 LOOP_WORKER = "solo"

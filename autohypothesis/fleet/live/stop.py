@@ -20,7 +20,7 @@ SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"
 """Environment of a role that a supervisor started: `<pid>:<start>` of that supervisor."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_S = 0.1
-"""Between two looks at what was asked for."""
+"""Poll interval of stop requests."""
 
 
 class StopRequest(Protocol):
@@ -87,7 +87,7 @@ class Stop:
         return self._interrupts > 1
 
     def request(self, reason: str = "asked") -> None:
-        """As a SIGTERM would; from any thread."""
+        """Stop like a SIGTERM; callable from any thread."""
         self._requested = True
         self.reason = self.reason or reason
 

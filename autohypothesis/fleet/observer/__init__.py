@@ -1,1 +1,1 @@
-"""Who decides: settles, takes ideas in, hands work out, and says what was learnt."""
+"""The observer: takes proposals in, dispatches them, settles, and publishes."""

@@ -1,4 +1,4 @@
-"""What the observer decides, and what follows: the ledger, replicates, hypotheses that come back.
+"""Settling, replicate scheduling, requeueing, and the ledger.
 
 Everything is derived from the decisions at each turn, so a kill in between loses nothing, and doing
 a step twice does nothing.
@@ -36,22 +36,22 @@ from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Decision, Hypothesis, Metadata, Plan, Proposal, Result
 
 REPEAT_PRIORITY = 900.0
-"""Of runs that decisions wait for: before every idea, after the baseline."""
+"""Priority of runs that decisions wait for: before every proposal, after the baseline."""
 CONFIRM_PREFIX = "confirm-"
 KEY_LENGTH = 16
 """Characters of a platform's key that tell it from the others."""
 NEEDLESS = "nothing waits for it any more"
 """The outcome of a run that was queued and then not wanted; it may be wanted again."""
 MOST_DEVICE_FAILURES = 3
-"""Of one hypothesis: with that many devices lost under it, it is the hypothesis."""
+"""Device failures under one hypothesis after which the hypothesis is blamed."""
 SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
-"""Between two looks for runs that no process collected."""
+"""Interval of searching for runs that no process collected."""
 LOOK_EVERY = 50
 """Such a look takes one part in so many of the time."""
 WEIGHTS_BYTES = 20 << 30
-"""Of all weights together; below it, a group that is being repeated keeps its own as well."""
+"""Maximum of all weights together; within it, weights of replicated experiments are kept too."""
 
 
 class Decider:

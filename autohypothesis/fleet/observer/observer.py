@@ -45,11 +45,11 @@ from autohypothesis.records.history import LiveHistory
 from autohypothesis.schema import Hypothesis, RoleStatus, Steering, Worker, now
 
 TURN_S = 0.1
-"""Between two turns: a worker has one hypothesis waiting, so no worker is idle meanwhile."""
+"""Interval of turns: a worker has one hypothesis waiting, so none is idle meanwhile."""
 FULL_S = 1.0
-"""Between two turns when nothing has changed that can be seen cheaply."""
+"""Interval of turns when no cheap check has seen a change."""
 DAMAGE_S = 5.0
-"""Between two looks for damaged files of the queue."""
+"""Interval of checking for damaged files of the queue."""
 ENDED = ("finished", "failed", "stopped")
 
 
@@ -156,7 +156,7 @@ class Observer:
         return state not in ENDED
 
     def last_turn(self) -> None:
-        """Before it leaves, decide what has ended and bring back what is to come back.
+        """Decide what has ended and requeue what is to run again, before exiting.
 
         What waits for a worker that has left goes back too: the next search takes the best first.
         """

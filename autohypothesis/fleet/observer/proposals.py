@@ -57,7 +57,7 @@ class ProposerAnswer:
     refused: dict[str, str] = field(default_factory=dict)
     """Title -> reason, of what is no proposal at all."""
     problem: str = ""
-    """How it failed; empty when it did not."""
+    """Error message; empty when it did not fail."""
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class _Member:
     pause: float = 0.0
     again_at: float = 0.0
     problem: str = ""
-    """How its last answer failed; it waits for that, and not because it had no ideas."""
+    """Error message of its last answer, for which it waits; empty when it had no ideas."""
     refused: dict[str, str] = field(default_factory=dict)
     unusable_answers: int = 0
     """Since the last decision, or the last idea that was taken."""
@@ -119,7 +119,7 @@ class ProposerPool:
 
     @property
     def answered(self) -> bool:
-        """Whether `answers` would return any."""
+        """Return whether `answers` would return any."""
         return not self._answers.empty()
 
     def answers(self) -> list[ProposerAnswer]:
@@ -164,7 +164,7 @@ class ProposerPool:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no proposer has an idea left on this evidence; one that failed may have one."""
+        """Return whether no proposer has an idea left on this evidence; one that failed may have one."""
         return all(
             member.unusable_answers >= ENOUGH and not member.thinks and not member.problem
             for member in self._members.values()

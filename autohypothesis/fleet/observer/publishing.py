@@ -1,4 +1,4 @@
-"""What the observer writes for others: each file at its own pace, and where it says news.
+"""Writes the observer's files, each at its own interval, and prints news.
 
 All of it is bounded however long the search is, and can be made again at any time.
 """
@@ -30,17 +30,17 @@ from autohypothesis.schema import Brief, LiveSummary, Others, Steering, now
 NOISE = "noise"
 PROBLEM = "how far two runs of one commit lie apart, so that a difference can be told from noise"
 FIGURE_S = 15.0
-"""Between two calls of the tool."""
+"""Interval of calling the tool."""
 TRIES = 3
 """Calls for the same repeated runs: one that fails, or counts fewer of them than we, is made again
 when the ledger has had time to catch up."""
 REGISTRY_S = 2.0
 PAUSES_S = {"brief": 1.0, "summary": 1.0, "learnt": 10.0}
-"""Between two looks whether each is to be written."""
+"""Intervals of checking whether each is to be written."""
 WRITE_EVERY = 20
 """Writing takes one part in so many of the time."""
 BEST = ("id", "commit", "description", "metric_name", "metric_value", "confirmation")
-"""Of the best row, for the status; the rest is in the leaderboard."""
+"""Columns of the best row for the status; the leaderboard has the others."""
 BEST_IN_SUMMARY = (
     "id", "commit", "metric_name", "metric_value", "val_bpb", "peak_vram_gb", "description",
 )  # fmt: skip
@@ -55,7 +55,7 @@ class Publishing:
         self.index = index
         self.counts: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
-        """Of the tag; another list whenever the ledger was written."""
+        """Rows of the tag; a new list whenever the ledger was written."""
         self._best: Mapping[str, Any] | None = None
         self._brief = BriefPublisher(project, queue)
         self._ledger: FileStamp | None = None

@@ -96,7 +96,7 @@ class AvailableWorkers:
 
     @property
     def capacity(self) -> int:
-        """For how many workers to have ideas; for all, before the first has come."""
+        """Return the number of workers to have proposals for; all, before the first has started."""
         return len(self.ready) or len(self.workers)
 
 
@@ -334,7 +334,7 @@ class SearchLimits:
     """When the search ends by itself."""
 
     max_experiments: int | None = None
-    """Of the tag, the baseline included; those lost to infrastructure are not counted."""
+    """Maximum experiments of the tag with the baseline, without those lost to infrastructure."""
     until: datetime | None = None
     ideas: bool = False
     """Also when no proposer has an idea left; else it waits, for a person may have one."""
@@ -353,7 +353,7 @@ class StopCriteria:
 
     @property
     def max_experiments(self) -> int | None:
-        """How many experiments the tag may come to; None: no limit."""
+        """Return the maximum number of experiments of the tag; None: no limit."""
         given = (self.limits.max_experiments, self._task.budget.runs)
         return min((limit for limit in given if limit is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""What a search stands on at one moment: its experiments, its reference, and what binds it.
+"""A read-only view of a search, which proposals are validated against.
 
 Proposals are made from it and validated against it. An idea is the settings that it leads to, on
 the code that it leads to. Constants that are computed from others follow them, so they tell
@@ -122,7 +122,7 @@ class Reference:
     sources: Mapping[str, str]
     """Path -> text of each artifact."""
     settings: Settings | None
-    """By the constants' names; None before its first run was submitted."""
+    """Constant -> value; None before its first run was submitted."""
     experiment_id: str | None = None
     names: tuple[str, ...] = ()
     """Constants that can be set."""

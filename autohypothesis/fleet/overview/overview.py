@@ -51,7 +51,7 @@ class BestRun:
     title: str
     confirmation: str
     baseline: float | None
-    """What the first kept run of the unchanged script came to, on the same platform."""
+    """Value of the first kept run of the unchanged script, on the same platform."""
     improvement: float | None
     """Over the baseline, positive is better whatever the direction."""
     improvement_share: float | None
@@ -97,7 +97,7 @@ class RoleView:
 
     role: str
     state: str
-    """As reported while it lives and once it has left; else `dead` or `not started`."""
+    """The reported state, or `dead` or `not started`."""
     alive: bool
     pid: int | None = None
     last_action: str = ""
@@ -113,11 +113,11 @@ class WorkerView:
     worker_id: str
     device: str
     state: str
-    """As of a role; while it lives, a word of `schema.WorkerState`."""
+    """The state of a role; while it lives, a value of `schema.WorkerState`."""
     alive: bool
     pid: int | None = None
     state_s: float | None = None
-    """How long it has been in its state."""
+    """Seconds since it entered its state."""
     age_s: float | None = None
     """Since its last heartbeat."""
     experiment_id: str | None = None
@@ -184,12 +184,12 @@ class Overview:
     needs: list[Notice]
     next_command: str
     alive: bool
-    """Whether any process of the fleet lives."""
+    """True: a process of the fleet lives."""
     generated_at: datetime = field(default_factory=now)
 
 
 ROLES = ("supervisor", "observer", "tool-builder")
-"""Of a fleet; a loop plays the observer itself, and needs neither of the others."""
+"""Roles of a fleet; a single loop has an observer only."""
 SMALL = 256 * 1024
 """Bytes of a heartbeat, or of a role's file; a larger one is damage."""
 AHEAD_S = 5.0
@@ -197,7 +197,7 @@ AHEAD_S = 5.0
 SHOWN_WAITING = 5
 """Hypotheses that are shown of those that wait."""
 NAMED = 3
-"""Of many like problems, those that are named one by one."""
+"""Maximum problems of one kind that are named one by one."""
 RUN = "python orchestrator.py"
 
 _Model = TypeVar("_Model", bound=BaseModel)

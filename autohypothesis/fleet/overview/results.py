@@ -46,7 +46,7 @@ def device_intervals(
 
 
 def _interval(layout: Layout, row: Row) -> tuple[datetime, datetime] | None:
-    """From the exec of the training to the end of its scoring, by the shim, else by the row."""
+    """Return the times of the exec of the training and of the end of its scoring."""
     if not ID.fullmatch(str(row["id"])):
         return None
     record = read_object(layout.run(str(row["id"])).exit)
@@ -113,18 +113,18 @@ class Results:
     repeats: int | None
     undecided: int | None
     keep_rate: float | None
-    """Of what was tried, the baseline left out."""
+    """Kept share of the decided experiments, without the baseline."""
     start: ResultTrial | None
     best: ResultTrial | None
     gain: float | None
-    """From start to best."""
+    """Improvement from the start to the best."""
     keeps: Sequence[KeptTrial]
     crashes: Mapping[str, int] | None
-    """By kind, the most frequent first."""
+    """Kind of failure -> number, the most frequent first."""
     device_hours: float | None
     """Spent in experiments, on all devices together."""
     hours: float | None
-    """From the first start to the last end."""
+    """Hours from the first start to the last end."""
     per_hour: float | None
     trials: Sequence[ResultTrial] = field(repr=False, default=())
     notes: Sequence[str] = ()
@@ -317,10 +317,10 @@ class DeviceUse:
     experiments: int
     device_hours: float
     busy_share: float | None
-    """From the start of its first experiment to the end of its last, or to now while it lives."""
+    """Busy share of the time from the start of its first experiment to the end of its last."""
     idle_share: float | None
     busy_share_now: float | None
-    """As its own heartbeat gives it, since it was started."""
+    """Busy share since it was started, from its own heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +332,7 @@ class ProposerRecord:
     kept: int
     hit_rate: float
     predictions: int
-    """Of those tried, how many came with a prediction and have a value."""
+    """Number of experiments with a prediction and a value."""
     right_direction: float | None
     """Share of the predicted changes that went the way that was foreseen."""
     mean_error: float | None
@@ -348,9 +348,9 @@ class Digest:
     since: datetime | None
     until: datetime
     hours: float
-    """From the first experiment's start in the window to its last decision or end."""
+    """Hours from the first start in the window to the last decision or end."""
     decided: dict[str, int]
-    """By decision status."""
+    """Decision status -> number."""
     experiments_per_hour: float | None
     kept: list[KeptStep]
     confirmed: list[str]
@@ -367,7 +367,7 @@ class Digest:
     proposers: list[ProposerRecord]
     overview: Overview
     first: list[Notice] = field(default_factory=list)
-    """What to look at first, the most pressing first."""
+    """Notices for the user, the most pressing first."""
 
 
 Decided = tuple[Row, Decision]

@@ -69,12 +69,12 @@ def _names(inbox: Path) -> list[str]:
 
 
 class _Reserved(BaseModel):
-    """What a file that was taken comes to: its proposals by the ids that they get."""
+    """Ids reserved for the proposals of one inbox file."""
 
     file: str
     claims: dict[str, Proposal] = {}
     refused: list[tuple[Any, str]] = []
-    """What was no proposal, and why."""
+    """Entries that are no proposal, each with the reason."""
 
 
 class _Inbox:

@@ -40,9 +40,9 @@ from autohypothesis.schema import Hypothesis, HypothesisState, Problem, Proposal
 from autohypothesis.system import rename_exclusive
 
 BASELINE_PRIORITY = 1_000.0
-"""Above every proposer's: the baseline is what all others are compared with."""
+"""Priority of the baseline, above every proposal: all others are compared with it."""
 REPAIR_S = 60.0
-"""Between two looks through the whole queue for what killed steps left."""
+"""Interval of searching the whole queue for what killed steps left."""
 _SEE = "`python orchestrator.py hypotheses` lists them"
 
 LOOKS = 10
@@ -57,7 +57,7 @@ Closed = Literal["completed", "abandoned"]
 
 
 class QueuePlace(NamedTuple):
-    """Where a hypothesis is; `worker` for the states that have one."""
+    """State of a hypothesis in the queue; `worker` for the states that have one."""
 
     state: HypothesisState
     worker: str | None = None

@@ -165,11 +165,11 @@ def device_users(uuids: Sequence[str]) -> list[str]:
 
 PYTHON_FROM = (3, 10)
 TORCH_FROM, TORCH_TO = (2, 9), (2, 13)
-"""As pyproject.toml has them; a test holds the two against each other."""
+"""The versions of pyproject.toml; a test compares the two."""
 
 
 class ProfileChoice(BaseModel):
-    """What `prepare.py --choose` prints."""
+    """The document that `prepare.py --choose` prints."""
 
     profile: str
     device: Literal["cpu", "cuda"]
@@ -199,7 +199,7 @@ class Machine:
 
     @property
     def gpu_ready(self) -> bool:
-        """Whether trainings run on a GPU here."""
+        """Return whether trainings run on a GPU here."""
         return self.choice is not None and self.choice.device == "cuda" and not self.device_problem
 
 

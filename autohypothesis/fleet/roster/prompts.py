@@ -26,10 +26,10 @@ MARK = "<!-- made by the fleet, and made again when it changes: write into progr
 LIMIT = 24 * 1024
 """Bytes of one page. A model reads it at every turn."""
 QUOTED_LINES, QUOTED_CHARACTERS = 40, 3_000
-"""Of one quoted text; the whole of it stands in the file that it is from."""
+"""Maximum length of one quoted text; its file has the whole."""
 LONGEST_LINE = 500
 MOST = {"SHOWN": 3, "LISTED": 20, "SETTINGS": 40}
-"""What is shown of a long list: in full, as a line, and as settings of a hypothesis."""
+"""Maximum entries of a long list: in full, as a line, and as settings of a hypothesis."""
 
 
 def write_all(project: Project, manifest: Manifest) -> list[str]:

@@ -61,12 +61,12 @@ class FleetOptions:
     cpu_workers: int | None = None
     worktrees: bool = True
     start: str | None = None
-    """Where the reference of a new tag begins: HEAD, best, or a commit."""
+    """First reference of a new tag: HEAD, best, or a commit."""
     proposers: Sequence[str] = ()
     mix: float | None = None
     tool_command: str | None = None
     hub: str | None = None
-    """Where results are shared; empty: nowhere any more."""
+    """Address of the hub; empty: sharing ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Fleet:
 
     manifest: Manifest
     notes: list[str] = field(default_factory=list)
-    """What its user should know."""
+    """Notes for the user."""
     done: dict[str, str] = field(default_factory=dict)
     """Worker -> what was done to its worktree; empty where it was whole."""
 

@@ -34,7 +34,7 @@ LOG_TAIL = 4096
 SUPERVISOR_ROLE = "supervisor"
 WORKER = presence.worker_lock("")
 SYNC_S = 60
-"""Between two pictures and snapshots."""
+"""Interval of pictures and snapshots."""
 WATCH_NICE = 10
 START_S = 60.0
 _LOOK_S = 0.05

@@ -50,7 +50,7 @@ EVENTS_TAIL = 1024 * 1024
 LEDGER_LIMIT = 4 * 1024 * 1024
 """Bytes. A longer ledger can be folded from the rest, and goes in with the last snapshot only."""
 BATCH_BYTES = 32 * 1024 * 1024
-"""Of one commit: the first snapshot of a long search is several."""
+"""Maximum size of one commit: the first snapshot of a long search is several."""
 PACK_EVERY = 100
 """Snapshots between two packings of what they left behind."""
 _SETTLED_NS = 1_000_000_000
@@ -67,7 +67,7 @@ def ledger_ref(tag: str) -> str:
 
 
 class _Memory(BaseModel):
-    """What a snapshot saw; kept beside the repository's objects."""
+    """File stamps at the last snapshot; kept beside the repository's objects."""
 
     commit: str | None = None
     count: int = 0
@@ -289,7 +289,7 @@ FETCH = (
 
 
 class Restored(NamedTuple):
-    """What was restored."""
+    """Result of a restore."""
 
     tag: str
     commit: str

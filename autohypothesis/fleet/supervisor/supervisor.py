@@ -47,20 +47,20 @@ LOCK_S = 2.0
 OBSERVER_FAILED = 3
 """Exit code of an observer that found that nothing can be searched."""
 FIRST_PAUSE_S = 1.0
-"""Before the first restart; it doubles with each."""
+"""Pause before the first restart; it doubles with each."""
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
 """A role that lived so long begins anew with the first pause."""
 PATIENCE_S = 180.0
-"""For the roles of one stage to leave; then they are killed."""
+"""Seconds for the roles of one stage to exit; then they are killed."""
 KEEPER_S = 3.0
-"""For a niced role to leave; then it is killed, as what it makes can be made again."""
+"""Seconds for the sync process to exit; then it is killed, since its files can be made again."""
 LAST_SYNC_S = 8.0
-"""For the last sync after a Ctrl-C; the next `up` or `sync` makes what is missing."""
+"""Seconds for the last sync after a Ctrl-C; the next `up` or `sync` makes what is missing."""
 ORPHANS_S = 20.0
-"""How long the children of a killed supervisor may take to notice; then they are killed."""
+"""Seconds for the children of a killed supervisor to exit; then they are killed."""
 SHIM_S = 60.0
-"""For a training that was cancelled to end, its processes gone and its exit written."""
+"""Seconds for a cancelled training to end and to write its exit."""
 _POLL_S = 0.1
 
 
@@ -74,11 +74,11 @@ class ManagedProcess:
     began: float = 0.0
     restarts: int = 0
     failures: int = 0
-    """In a row."""
+    """Failures in a row."""
     due: float | None = None
     """When it is to be started again, on the monotonic clock; None: it runs, or has left."""
     ending: str = ""
-    """How the last one ended."""
+    """Message about the end of the last process."""
 
     @property
     def state(self) -> str:
@@ -102,7 +102,7 @@ class Supervisor:
     tick: Callable[[], None] = lambda: None
     """Called about every `LOOK_S`, to show the progress."""
     notes: Sequence[str] = ()
-    """What a person should know from the start; part of the problems in the status."""
+    """Notes for the user from the start; part of the problems in the status."""
     began: datetime = field(default_factory=now)
     children: list[ManagedProcess] = field(default_factory=list)
     message: str = ""

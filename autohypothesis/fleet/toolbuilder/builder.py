@@ -32,7 +32,7 @@ from autohypothesis.schema import Tool, now
 ATTEMPTS = 3
 COMMAND_S = 600.0
 BACK_OFF_S = 30.0
-"""Before the second attempt; four times as long before the third."""
+"""Pause before the second attempt; four times as long before the third."""
 LOOK_S = 1.0
 ROLE = "tool-builder"
 LOCK_TIMEOUT_S = 2.0

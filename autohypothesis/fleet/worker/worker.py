@@ -47,16 +47,16 @@ from autohypothesis.schema import Metadata, Result, WorkerState
 from autohypothesis.schema import Worker as Entry
 
 POLL_S = 0.2
-"""Between two looks; the end of a training wakes at once."""
+"""Poll interval; the end of a training ends the wait at once."""
 LOOK_S = 1.0
-"""Between two looks at the device, the quarantine, the steering, and a run that stands still."""
+"""Interval of checking the device, the quarantine, the steering and stopped runs."""
 PREPARATION_S = 5.0  # for what is being prepared, when a worker leaves
 LOCK_S = 5.0
-"""How long a successor waits for its predecessor to be gone."""
+"""Seconds that a successor waits for its predecessor to exit."""
 SLOT_TIMING_S = 0.3
 """A training that has just begun is left alone for so long: its slot is being timed."""
 HELD_S = 60.0
-"""After so long behind a device that a stranger holds, its hypotheses go to other workers."""
+"""Seconds of waiting for a device in foreign use before its hypotheses go to other workers."""
 FRESH_S = 5.0  # between two looks whether what is prepared still stands on the reference
 LONGEST_PAUSE_S, TRIES = 30.0, 3
 

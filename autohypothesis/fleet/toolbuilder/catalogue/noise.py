@@ -1,4 +1,4 @@
-"""How far the metric moves by itself: the spread of repeated runs of one commit.
+"""Noise of the metric: the spread of repeated runs of one commit.
 
 Runs of one commit on one platform are a group; at least two of them count. The spread is pooled
 over the groups of one platform, that of the latest run with a repeat unless --platform names
