@@ -40,8 +40,8 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
 
 BARRIER = "gitdir: this-checkout-has-no-repository--see-run.git-in-docs/tasks.md\n"
-"""Content of `worktrees/.runs/.git`: git that is called in a checkout ends there, and does not find the
-user's own repository around it."""
+"""Content of `worktrees/.runs/.git`: git that is called in a checkout ends there, and does not find
+the user's own repository around it."""
 VERSION_TAG = "v0.0.0"
 MESSAGE = "The checkout of a run\n"
 PRISTINE = "pristine"

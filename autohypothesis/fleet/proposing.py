@@ -61,7 +61,7 @@ class Proposer(Protocol):
 
     @property
     def name(self) -> str:
-        """Return the name that users type: `search`, `command:PROGRAM`, `inbox`, or a package's own."""
+        """The name that users type: `search`, `command:PROGRAM`, `inbox`, or a package's own."""
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         """Return at most `count` proposals, best first; none when it has none.

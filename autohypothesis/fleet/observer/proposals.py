@@ -164,7 +164,7 @@ class ProposerPool:
 
     @property
     def is_exhausted(self) -> bool:
-        """Return whether no proposer has an idea left on this evidence; one that failed may have one."""
+        """Return whether no proposer has an idea left; one that failed may have one."""
         return all(
             member.unusable_answers >= ENOUGH and not member.thinks and not member.problem
             for member in self._members.values()
