@@ -69,7 +69,7 @@ class PreflightError(AutohypothesisError):
     """A change that can be seen to fail before it costs a run."""
 
 
-class UnjudgedError(AutohypothesisError):
+class ProgramUnavailableError(AutohypothesisError):
     """A task's own program ended without a judgement, through no fault of the change it was given.
 
     Trying again may help: the machine failed, or the program said so itself.

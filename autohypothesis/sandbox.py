@@ -289,8 +289,8 @@ def _not_yet_seen(granted: SandboxSpec, hidden: set[str]) -> list[str]:
     unseen = []
     for name in sorted(names):
         parents = map(str, Path(name).parents)
-        nearest = next((parent for parent in parents if parent in opened | hidden), None)
-        if nearest is None or nearest in hidden:
+        did_you_mean = next((parent for parent in parents if parent in opened | hidden), None)
+        if did_you_mean is None or did_you_mean in hidden:
             unseen.append(name)
     return unseen
 

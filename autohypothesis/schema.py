@@ -134,7 +134,7 @@ Setting = bool | int | float | str | list[Any] | None
 """A literal that a top-level constant can hold."""
 
 
-def nearest(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
     """` (did you mean X?)`, or nothing when no known name is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -152,7 +152,7 @@ class Strict(BaseModel):
             known = [str(field.alias or name) for name, field in cls.model_fields.items()]
             for key in data:
                 if key not in known:
-                    raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
+                    raise ValueError(f"unknown key {key!r}{did_you_mean(str(key), known)}")
         return data
 
 

@@ -245,7 +245,7 @@ def start_to_epoch(start: float) -> float:
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start)
 
 
-_MOST_PID = 2**31 - 1
+_MAX_PID = 2**31 - 1
 
 
 def is_alive(pid: int, start: float) -> bool:
@@ -253,7 +253,7 @@ def is_alive(pid: int, start: float) -> bool:
 
     Both may come from a damaged file: what can be no pid and no time is no process.
     """
-    if not 0 < pid <= _MOST_PID:
+    if not 0 < pid <= _MAX_PID:
         return False
     now = process_start(pid)
     try:
@@ -365,7 +365,7 @@ def file_size_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def room_advice(number: int | None) -> str:
+def disk_full_advice(number: int | None) -> str:
     """Return advice about a write that failed for want of room; empty for another error.
 
     Args:

@@ -81,7 +81,7 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
     from autohypothesis.records.git_export import refuse_missing
 
     refuse_missing(project.repository, project.repository.head())
-    with telling(project.repository, project.task, project.tag or project.usual_tag()) as words:
+    with telling(project.repository, project.task, project.tag or project.default_tag()) as words:
         if words:
             remark(f"note: {plain_line(words)}")
         yield

@@ -111,11 +111,11 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
         HubError: it searches something else, or refuses this agent.
     """
     from autohypothesis.engine.program import sandbox_kind
-    from autohypothesis.engine.project import shared_with
+    from autohypothesis.engine.project import hub_url
 
     if url == "none":
         alone = project.task.model_copy(update={"network": None})
-        if not (shared_with(project.layout) and alone.has_network):
+        if not (hub_url(project.layout) and alone.has_network):
             return "", []
         return "", [
             "what was adopted from others stays, and has the network from now on, unless the task"

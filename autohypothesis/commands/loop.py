@@ -100,7 +100,7 @@ def _loop(
     session, goes_on = open_session(project.layout, history, name=description, most=most or None)
     if goes_on:
         begun = f"{session.begun:%Y-%m-%d %H:%M} UTC"
-        remark(f"goes on with the session begun at {begun}: {session.how_far(history)}")
+        remark(f"goes on with the session begun at {begun}: {session.progress_text(history)}")
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
@@ -151,7 +151,7 @@ def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
     history.refresh()
     counts = Counter(map(_word, session.decisions(history)))
     words = ", ".join(f"{count} {word}" for word, count in counts.items()) or "none decided"
-    summary = f"{session.how_far(history)}: {words}"
+    summary = f"{session.progress_text(history)}: {words}"
     if outcome == "failed":
         remark(loop.ended, style="red")
         remark(summary)

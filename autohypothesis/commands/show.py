@@ -253,7 +253,7 @@ def schema(
     Example: `orchestrator.py schema task > task.schema.json`
     """
     from autohypothesis.engine.task import TaskFile
-    from autohypothesis.schema import FILES, nearest
+    from autohypothesis.schema import FILES, did_you_mean
 
     models = {model.__name__: model for model in FILES.values()}
     if name is None:
@@ -264,7 +264,7 @@ def schema(
         print_json(models[name].model_json_schema())
     else:
         raise UsageError(
-            f"no schema is called {name!r}{nearest(name, ['task', *models])}",
+            f"no schema is called {name!r}{did_you_mean(name, ['task', *models])}",
             hint="run `python orchestrator.py schema` for the names",
         )
 

@@ -24,7 +24,7 @@ from autohypothesis.engine import program
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
-from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
+from autohypothesis.engine.failures import CRASHES, infra_reason, signal_of
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Task
@@ -35,7 +35,7 @@ from autohypothesis.errors import (
     GitError,
     NothingNewError,
     PreflightError,
-    UnjudgedError,
+    ProgramUnavailableError,
 )
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.git import FileChange, Repository, experiment_ref
@@ -53,7 +53,7 @@ PAUSE_S = 0.5
 TAIL = 64 * 1024
 """Bytes of what the preflight printed that are looked at."""
 
-Implement = Callable[[str, Path], str]
+ImplementChange = Callable[[str, Path], str]
 """Turns instructions into edits of a checkout; returns what was done in a line, or nothing.
 
 What it touched beside the artifacts is refused afterwards. Without instructions the idea is its
@@ -68,7 +68,7 @@ def prepare(
     *,
     workspace: Workspace | None = None,
     inputs: Inputs | None = None,
-    implement: Implement | None = None,
+    implement: ImplementChange | None = None,
 ) -> RunSpec:
     """Make the commit of a planned experiment, reachable as `refs/experiments/<experiment_id>`.
 
@@ -144,7 +144,7 @@ def _tree(
     base: str,
     change: Change,
     workspace: Workspace | None,
-    implement: Implement | None,
+    implement: ImplementChange | None,
 ) -> tuple[str, str]:
     """Return the tree of the change, and what its maker says it is.
 
@@ -394,11 +394,11 @@ def working_tree(repository: Repository, task: Task, reference: str, checkout: P
     }
     if not files:
         return Change()
-    _refuse_undoing(repository, reference, checkout, files)
+    _refuse_stale_checkout(repository, reference, checkout, files)
     return Change(tree=repository.tree_with(reference, files))
 
 
-def _refuse_undoing(
+def _refuse_stale_checkout(
     repository: Repository, reference: str, checkout: Path, files: Mapping[str, bytes]
 ) -> None:
     """Refuse a checkout that is older than the reference and does not hold what was kept since."""
@@ -408,7 +408,7 @@ def _refuse_undoing(
     for path, content in files.items():
         before = _lines(repository.show_file(head, path))
         kept = _lines(repository.show_file(reference, path))
-        if _lacks(before, kept, _lines(content)):
+        if _undoes_keep(before, kept, _lines(content)):
             raise ChangeError(
                 f"{path} in this checkout ({head[:7]}) lacks what was kept since, up to"
                 f" {reference[:7]}",
@@ -416,7 +416,7 @@ def _refuse_undoing(
             )
 
 
-def _lacks(before: set[bytes], kept: set[bytes], now: set[bytes]) -> bool:
+def _undoes_keep(before: set[bytes], kept: set[bytes], now: set[bytes]) -> bool:
     """Return whether lines that a keep removed are back; if it only added some, all miss."""
     removed, added = before - kept, kept - before
     return bool(removed & now) if removed else bool(added) and not added & now
@@ -484,11 +484,13 @@ def run_preflight(
         verdict = _verdict(ended.out)
         # The command may import the candidate, so one that crashes was crashed by it.
         could_judge = verdict or not ended.exit_code or signal_of(ended.exit_code) in CRASHES
-        why = why_unjudged(ended.exit_code, None, ended.err or ended.out)
+        why = infra_reason(ended.exit_code, None, ended.err or ended.out)
         if could_judge or not why:
             break
     else:
-        raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=hint)
+        raise ProgramUnavailableError(
+            f"the preflight could not judge, {TRIES} times: {why}", hint=hint
+        )
     if ended.exit_code is None:
         problem = f"the preflight {ended.limit(TIMEOUT_S)}"
         raise PreflightError(problem, hint="propose a smaller model")

@@ -30,7 +30,7 @@ from autohypothesis.engine.experiment import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import Score, scorer_for
-from autohypothesis.engine.workspace import Before, Export, inspect, planted
+from autohypothesis.engine.workspace import Before, Export, find_importable_additions, inspect
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
@@ -58,7 +58,7 @@ LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
 KILLED_S = 5.0
 """Seconds that a killed shim may take to be gone."""
-JUDGED = "judged"
+RESULT_HASH = "judged"
 """Key in local.json: the SHA-256 of the result that is about to be written."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
 
@@ -91,7 +91,9 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
             # Its starter was killed early: without a name it could not be decided.
             bundles.write_metadata(run, metadata_of(spec))
         content = to_json(result, indent=2) + "\n"
-        write_atomic(run.local, to_json({**local, JUDGED: _hash(content.encode())}), durable=False)
+        write_atomic(
+            run.local, to_json({**local, RESULT_HASH: _hash(content.encode())}), durable=False
+        )
         write_atomic(run.result, content)
         metadata = load_or_none(Metadata, run.metadata)
         is_baseline = spec.hypothesis_id == ids.baseline_id(spec.tag)
@@ -128,7 +130,7 @@ def is_collected(run: RunPaths) -> bool:
         return run.result.exists() and not run.local.exists()
     if not isinstance(local, dict) or "before" not in local:
         return True
-    return bool(local.get(JUDGED) == _hash(content))
+    return bool(local.get(RESULT_HASH) == _hash(content))
 
 
 def _hash(content: bytes) -> str:
@@ -144,7 +146,7 @@ def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
     temporary = Path(str(local.get("temporary") or ""))
     if temporary.parent == Path(tempfile.gettempdir()) and temporary.name.startswith("ah-"):
         remove_folder(temporary)
-    rest = {name: value for name, value in local.items() if name not in ("before", JUDGED)}
+    rest = {name: value for name, value in local.items() if name not in ("before", RESULT_HASH)}
     write_atomic(run.local, to_json(rest), durable=False)
 
 
@@ -280,7 +282,7 @@ def _inspect_checkout(
         why = f"it holds {at[:12]}, the run was of {before.commit[:12]}" if at else str(checkout)
         return None, Failure("infra", f"its checkout is gone: {why}"), []
     touched = inspect(repository, checkout, before)
-    return checkout, None, touched + planted(spec.task, checkout, before)
+    return checkout, None, touched + find_importable_additions(spec.task, checkout, before)
 
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:

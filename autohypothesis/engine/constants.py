@@ -20,7 +20,7 @@ from typing import Any
 
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.files import is_utf8
-from autohypothesis.schema import Setting, nearest
+from autohypothesis.schema import Setting, did_you_mean
 
 _BOM = b"\xef\xbb\xbf"
 MAX_TEXT = 4_000
@@ -214,7 +214,7 @@ def _find(key: str, names: Mapping[str, _Binding]) -> str:
     if elsewhere := names.get(key) or names.get(key.upper()):
         site = elsewhere.sites[0]
         raise ChangeError(f"{key} is not set by a plain assignment, but in {site}", hint=_PATCH)
-    near = nearest(key.upper(), [name for name in settable if name.isupper()] or settable)
+    near = did_you_mean(key.upper(), [name for name in settable if name.isupper()] or settable)
     raise ChangeError(
         f"there is no constant {key!r}{near}", hint="`show ID` lists an experiment's settings"
     )

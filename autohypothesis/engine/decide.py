@@ -325,9 +325,9 @@ def _missing_runs(
             title=f"{subject} again, at seed {seed}",
             rationale=f"{name} is kept when it is better at further seeds as well",
             # An earlier try that was lost is continued: how often it may be is counted by it.
-            hypothesis_id=others.lost_at(commit, seed) or "",
+            hypothesis_id=others.lost_hypothesis_at(commit, seed) or "",
             seed=seed,
-            replicates=name if of_change else others.first_of(case.base, key),
+            replicates=name if of_change else others.original_of(case.base, key),
             base=commit,
         )
 

@@ -31,9 +31,9 @@ SHARED_FOLDER = "/run/lock/autohypothesis"
 NVIDIA_NODES = "/dev/nvidia[0-9]*"
 """Device files of NVIDIA GPUs, which are there whether or not NVML answers."""
 CHOOSING_FILE = "choosing.lock"
-CHOOSING_S = 10.0
+DEVICE_CHOICE_S = 10.0
 """Seconds to wait while other processes choose; then go on, since the lease decides anyway."""
-TAKEN_S = 5.0
+LEASE_TAKEN_S = 5.0
 """Seconds that a shim may take from its start to its lease while others wait to choose."""
 _LOOK_S = 0.004
 _NOTE_BYTES = 4096
@@ -317,7 +317,7 @@ def choosing(experiment_id: str) -> Iterator[None]:
     process say, is passed over, and the one that loses the lease then fails as infrastructure.
     """
     file = Lease(os.path.join(lock_folder().path, CHOOSING_FILE), "the choice of a device")
-    held = file.try_acquire({"experiment_id": experiment_id}, CHOOSING_S)
+    held = file.try_acquire({"experiment_id": experiment_id}, DEVICE_CHOICE_S)
     try:
         yield
     finally:
@@ -328,9 +328,9 @@ def choosing(experiment_id: str) -> Iterator[None]:
 def await_taken(device: Device, experiment_id: str, ended: Callable[[], bool]) -> None:
     """Wait until the shim of `experiment_id` holds the lease of `device`, or has ended.
 
-    `TAKEN_S` at most: a shim that is slower than that still takes its lease, or loses it.
+    `LEASE_TAKEN_S` at most: a shim that is slower than that still takes its lease, or loses it.
     """
-    lease, until = lease_of(device), time.monotonic() + TAKEN_S
+    lease, until = lease_of(device), time.monotonic() + LEASE_TAKEN_S
     while time.monotonic() < until:
         if lease.note().get("experiment_id") == experiment_id or ended():
             return

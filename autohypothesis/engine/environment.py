@@ -235,8 +235,8 @@ CACHE_VARIABLES = {
 }
 """Variable -> its folder below the cache of a run."""
 _CACHE = Path(".cache", "compiled")
-MOST_BYTES = 1 << 30
-MOST_FILES = 20_000
+MAX_BYTES = 1 << 30
+MAX_FILES = 20_000
 
 
 def compile_cache_variables(home: Path) -> dict[str, str]:
@@ -261,7 +261,7 @@ def keep_compile_cache(home: Path, seed: Path) -> None:
     if seed.exists() or any((home / part).is_symlink() for part in (_CACHE.parent, _CACHE)):
         return
     files = list(_plain_files(home / _CACHE))
-    if not files or len(files) > MOST_FILES or sum(size for _, size in files) > MOST_BYTES:
+    if not files or len(files) > MAX_FILES or sum(size for _, size in files) > MAX_BYTES:
         return
     beside = seed.with_name(f"{seed.name}.{os.getpid()}")
     with suppress(OSError):

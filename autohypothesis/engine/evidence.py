@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autohypothesis.engine.collect import finish_collection
-from autohypothesis.engine.experiment import RunSpec, further_seed
+from autohypothesis.engine.experiment import RunSpec, replicate_seed
 from autohypothesis.engine.failures import is_interruption, part_of
-from autohypothesis.engine.policy import MOST_LOST, Evidence, Pair
+from autohypothesis.engine.policy import MAX_INFRA_RETRIES, Evidence, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
@@ -27,9 +27,9 @@ from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ids import slug
 from autohypothesis.schema import Decision, Metadata, Result, finite
 
-MOST_PASSED_OVER = 3
+MAX_SKIPPED_SEEDS = 3
 """Seeds at which a base may fail before it is too shaky to confirm anything with."""
-MOST_CONTAMINATED = 2
+MAX_CONTENTION_RETRIES = 2
 ALLOWED = 0.10
 """Share by which a run may be slower than its like."""
 SPREADS = 3.0
@@ -188,15 +188,15 @@ def _pairs(past: DecisionHistory, case: Case, wanted: int) -> list[Pair]:
     """
     key, first = case.metadata.runtime.platform_key, case.metadata.run.seed
     pairs: list[Pair] = []
-    for number in range(1, wanted + MOST_PASSED_OVER + 1):
+    for number in range(1, wanted + MAX_SKIPPED_SEEDS + 1):
         if len(pairs) == wanted:
             break
-        seed = further_seed(first, number)
-        of_base = past.again_at(case.base, key, seed)
+        seed = replicate_seed(first, number)
+        of_base = past.replicate_at(case.base, key, seed)
         base_value = of_base.metric_value if of_base else None
         if of_base is not None and base_value is None:
             continue
-        of_change = past.again_at(case.result.commit, key, seed)
+        of_change = past.replicate_at(case.result.commit, key, seed)
         value = of_change.metric_value if of_change else None
         failed = of_change is not None and (value is None or of_change.reason == "constraint")
         why = (of_change.reason, of_change.detail) if of_change and failed else ()
@@ -206,10 +206,10 @@ def _pairs(past: DecisionHistory, case: Case, wanted: int) -> list[Pair]:
 
 def _may_retry(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
     if result.failure_kind == "contended":
-        return len(past.with_reason(hypothesis_id, "contended")) < MOST_CONTAMINATED
+        return len(past.with_reason(hypothesis_id, "contended")) < MAX_CONTENTION_RETRIES
     if result.failure_kind == "infra" and not is_interruption(result.failure_detail):
         lost = past.with_reason(hypothesis_id, "infra")
-        return sum(not is_interruption(decision.detail) for decision in lost) < MOST_LOST
+        return sum(not is_interruption(decision.detail) for decision in lost) < MAX_INFRA_RETRIES
     return True
 
 
@@ -275,7 +275,7 @@ def judged(past: DecisionHistory, metadata: Metadata, result: Result) -> tuple[R
     reason = result.failure_detail if was_contended else _slowed(past, metadata, result)
     if not reason:
         return result, ""
-    if len(past.with_reason(metadata.run.hypothesis_id, "contended")) < MOST_CONTAMINATED:
+    if len(past.with_reason(metadata.run.hypothesis_id, "contended")) < MAX_CONTENTION_RETRIES:
         return contaminated(result, reason), ""
     return restored(result), f"contended, and kept because it was contaminated twice: {reason}"
 

@@ -38,10 +38,10 @@ from autohypothesis.system import host_name
 RunState = Status
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is
-run again to confirm it has the seeds that follow, see `further_seed`."""
+run again to confirm it has the seeds that follow, see `replicate_seed`."""
 
 
-def further_seed(first: int | None, number: int) -> int:
+def replicate_seed(first: int | None, number: int) -> int:
     """Return the seed of the `number`-th run again, from 1; the same for change and base."""
     return (FIRST_SEED if first is None else first) + number
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autohypothesis.engine.logs import printed_nonsense
-from autohypothesis.system import room_advice
+from autohypothesis.system import disk_full_advice
 
 if TYPE_CHECKING:
     from autohypothesis.schema import FailureKind, Result
@@ -40,7 +40,7 @@ _FRAME = re.compile(r'^\s+File "([^"\n]+)", line (\d+)', re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)\b.*$")
 _LIBRARIES = ("/site-packages/", "/lib/python", "<frozen ")
 _LIMITS: dict[int, str] = {
-    signal.SIGXFSZ: f"a file grew too large; {room_advice(errno.EFBIG)}",
+    signal.SIGXFSZ: f"a file grew too large; {disk_full_advice(errno.EFBIG)}",
     signal.SIGXCPU: "its CPU time is used up; see `ulimit -t`",
 }
 _BY_A_SHELL = 128
@@ -123,7 +123,7 @@ def room_in(text: str) -> str:
     lines = list(_NO_ROOM.finditer(text))
     if not lines:
         return ""
-    return f"{lines[-1][0].strip()[:160]}; {room_advice(_ROOM[lines[-1][1]])}"
+    return f"{lines[-1][0].strip()[:160]}; {disk_full_advice(_ROOM[lines[-1][1]])}"
 
 
 def signal_of(code: int | None, number: int | None = None) -> int | None:
@@ -139,7 +139,7 @@ def signal_of(code: int | None, number: int | None = None) -> int | None:
     return ended_by if ended_by in set(map(int, signal.Signals)) else None
 
 
-def why_unjudged(code: int | None, number: int | None, printed: str) -> str:
+def infra_reason(code: int | None, number: int | None, printed: str) -> str:
     """Return why a task's own program could not judge, through no fault of the change; or "".
 
     Args:

@@ -47,7 +47,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Metadata, Result
 
-LAST_STEPS_S = 10.0
+SHIM_EXIT_S = 10.0
 """Seconds that a shim that has written exit.json may take to release its lease."""
 
 
@@ -217,7 +217,7 @@ class LocalExecutor(Executor):
 
     def collect(self, experiment_id: str) -> Result:
         if self.poll(experiment_id) == "finished":
-            shim.wait(self.layout.run(experiment_id), LAST_STEPS_S)
+            shim.wait(self.layout.run(experiment_id), SHIM_EXIT_S)
         return collect(self.repository, self.layout, experiment_id)
 
     # ── before the shim ───────────────────────────────────────────────────────────────────

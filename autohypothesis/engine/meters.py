@@ -307,7 +307,7 @@ def _one_round(timer: Callable[[], float]) -> float:
     return timer() - start
 
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
 class RecordWatch:
@@ -345,8 +345,8 @@ class RecordWatch:
             if path not in self._before:
                 found.append(f"{os.path.basename(path)} of its record, which it made")
                 self._set_aside(path)
-        rest = len(found) - MOST_NAMED
-        return found[:MOST_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
+        rest = len(found) - MAX_NAMED
+        return found[:MAX_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
 
     def _kept_files(self) -> Iterator[str]:
         """Yield the files of the run folder that nothing writes while the run lasts."""

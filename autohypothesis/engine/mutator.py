@@ -20,7 +20,7 @@ from autohypothesis.engine import program
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.experiment import Experiment, metadata_of, spec_for
-from autohypothesis.engine.failures import Failure, room_in, why_unjudged
+from autohypothesis.engine.failures import Failure, infra_reason, room_in
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
@@ -29,8 +29,8 @@ from autohypothesis.errors import (
     ConflictError,
     NothingNewError,
     PreflightError,
+    ProgramUnavailableError,
     RecordError,
-    UnjudgedError,
 )
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_bytes, read_object, write_atomic
@@ -137,7 +137,7 @@ class Mutator:
             problem, kind = f"took longer than {limit:g} s", "timeout"
         elif not ended.exit_code:
             return
-        elif why := why_unjudged(ended.exit_code, None, ended.err or ended.out):
+        elif why := infra_reason(ended.exit_code, None, ended.err or ended.out):
             problem, kind = f"could not make a change: {why}", "infra"
         else:
             problem = f"exited {ended.exit_code}: {ended.last_words()}"
@@ -284,7 +284,7 @@ def _kind_of_refusal(error: AutohypothesisError) -> FailureKind | None:
         return "nothing_new"
     if isinstance(error, MutatorError):
         return error.kind
-    if isinstance(error, UnjudgedError) or room_in(str(error)):
+    if isinstance(error, ProgramUnavailableError) or room_in(str(error)):
         return "infra"
     if isinstance(error, ChangeError):
         return "invalid"

@@ -25,7 +25,7 @@ from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
 _EXACT = 1e-12
 """Differences of measured numbers are this far from what they are on paper."""
 _NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
-MOST_LOST = 5
+MAX_INFRA_RETRIES = 5
 """Runs of one hypothesis that infrastructure may lose; the next loss is taken for its own doing."""
 _NEVER_NEGATIVE = ("val_bpb",)
 

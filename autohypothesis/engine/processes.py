@@ -130,14 +130,14 @@ def _prepare_child(
 
 CHUNK = 1 << 18
 TICK_S = 0.1
-LEAVE_S = 0.3  # helpers of a training that has ended may leave by themselves
+SELF_EXIT_S = 0.3  # helpers of a training that has ended may leave by themselves
 LEFTOVER_GRACE_S = 2.0
 KILL_S = 10.0
 _RSS_UNIT = 1024 if system.LINUX else 1
 
-ASLEEP_S = 5.0
+MIN_STOPPED_S = 5.0
 """A pause between two rounds of this length is no busy machine: the shim was stopped."""
-LATE_S = 1.0
+MIN_LATE_S = 1.0
 """A pause of this length, with the deadline in it, hides whether the child ended in time."""
 EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
@@ -224,14 +224,14 @@ class ProcessMonitor:
             self._guarded(self._tick)
             self._count_processes()
         if was_running:
-            self._look_for_a_gap()
+            self._detect_own_suspension()
 
-    def _look_for_a_gap(self) -> None:
+    def _detect_own_suspension(self) -> None:
         """Notice that this process was stopped: what happened at its deadline, it did not see."""
         now, before = time.monotonic(), self._looked
         self._looked, gap = now, now - before
-        self._asleep += gap if gap >= ASLEEP_S else 0.0
-        if gap >= LATE_S and before < self._deadline <= now:
+        self._asleep += gap if gap >= MIN_STOPPED_S else 0.0
+        if gap >= MIN_LATE_S and before < self._deadline <= now:
             self._fault = self._fault or (
                 f"the process that owns the run was stopped for {gap:.1f} s, past its deadline"
             )
@@ -329,7 +329,7 @@ class ProcessMonitor:
         if self._stopped is not None:
             self._wait_empty(self._kill_at - time.monotonic())
         else:
-            self._wait_empty(LEAVE_S)
+            self._wait_empty(SELF_EXIT_S)
             told = self._signal_tree(signal.SIGTERM)
             self._wait_empty(min(self._grace, LEFTOVER_GRACE_S) if told else 0.0)
         if self._too_many and self._stopped is None:

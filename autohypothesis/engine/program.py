@@ -44,7 +44,7 @@ ERR_LIMIT = 64 * 1024
 """Bytes at the end of standard error that are kept."""
 MARK = "AUTOHYPOTHESIS_ASKED"
 """Variable in the environment of a program and of all that it starts, unique to the call."""
-MOST_PROCESSES = 512
+MAX_PROCESSES = 512
 """Processes that a program may have at once; `run.max_processes` is for trainings alone."""
 _LOOK_S = 0.1
 _DRAIN_S = 2.0
@@ -108,7 +108,7 @@ def run(
         err = _Output(process.stderr, ERR_LIMIT, tail=True)
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
+        limit.hold(MAX_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
         code: int | None = None
         while code is None and (left := began + timeout_s - time.monotonic()) > 0:
             too_many = limit.excess()
@@ -266,7 +266,7 @@ _REAL_FOLDERS = (
 and libraries add to them."""
 _NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache/compiled")
 """Caches that a run has to write to, and that hold code: see `compile_cache_variables`."""
-_MOST_LINKS = 400
+_MAX_LINKS = 400
 _OUTSIDE = (
     "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",
     "UV_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
@@ -461,7 +461,7 @@ def link_home(run: RunPaths) -> None:
         for child in sorted(there.iterdir()) if there.is_dir() else ():
             is_real = str(Path(name, child.name)) in _REAL_FOLDERS
             is_lock = child.name.endswith((".lock", ".locks"))
-            if is_real or is_lock or child in unseen or made >= _MOST_LINKS:
+            if is_real or is_lock or child in unseen or made >= _MAX_LINKS:
                 continue
             (here / child.name).symlink_to(child)
             made += 1

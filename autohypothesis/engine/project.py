@@ -105,7 +105,7 @@ class Project:
             else default_task(repository)
         )
         active = checked_id(tag) if tag else active_tag(layout)
-        if chosen.network is None and shared_with(layout):
+        if chosen.network is None and hub_url(layout):
             # What others wrote is run here, and after a keep is in whatever is run.
             chosen = chosen.model_copy(update={"network": False})
         return cls(repository, layout, chosen, active)
@@ -141,7 +141,7 @@ class Project:
             FleetError: the branch of the reference is checked out, or a file of the user's has
                 the name of the ledger.
         """
-        wanted = checked_id(tag or self.usual_tag())
+        wanted = checked_id(tag or self.default_tag())
         refuse_foreign_ledger(self.repository, self.layout)
         if (other := self._task_of(wanted)) not in ("", self.task.id):
             raise UsageError(
@@ -157,11 +157,11 @@ class Project:
         if self.repository.read_ref(ref) is None:
             self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
         if manifest is not None:
-            self.repository.exclude(self.layout.made_on_use)
+            self.repository.exclude(self.layout.git_exclude_patterns)
             write_json(self.layout.manifest, manifest.model_dump(mode="json"))
         return replace(self, tag=wanted)
 
-    def usual_tag(self) -> str:
+    def default_tag(self) -> str:
         """Return the active tag, if it is a search of this task; else a new one."""
         if self.tag is not None and self._task_of(self.tag) in ("", self.task.id):
             return self.tag
@@ -231,7 +231,7 @@ class Project:
             repository_root=str(root),
             shared_research_dir=str(self.layout.research),
             earlier=earlier,
-            hub=shared_with(self.layout),
+            hub=hub_url(self.layout),
             **terms,
         )
 
@@ -250,7 +250,7 @@ def active_tag(layout: Layout) -> str | None:
     return tag or None
 
 
-def shared_with(layout: Layout) -> str:
+def hub_url(layout: Layout) -> str:
     """Return the hub that the fleet here shares with; empty where there is none."""
     manifest = load_or_none(Manifest, layout.manifest)
     return manifest.hub if manifest else ""
@@ -289,7 +289,7 @@ def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
         yield
     except AutohypothesisError:
         with suppress(AutohypothesisError, OSError):  # the first error is the one to show
-            if is_fresh and nothing_happened(layout):
+            if is_fresh and is_untouched(layout):
                 for worktree in repository.worktrees():
                     if worktree.path not in worktrees:
                         repository.worktree_remove(worktree.path)
@@ -334,7 +334,7 @@ def _restore_exclude(path: Path, before: bytes | None) -> None:
         write_atomic(path, before)
 
 
-def nothing_happened(layout: Layout) -> bool:
+def is_untouched(layout: Layout) -> bool:
     """Return whether research/ holds no run, plan or idea, and no process works there."""
     ours = (layout.locks, layout.fleet, layout.live, layout.aggregate)
     for path in _entries(layout):
@@ -400,7 +400,7 @@ def make_repository(root: Path) -> bool:
         if name.endswith(".md"):  # pages name the command line as it is called here
             page = (root / name).read_text(encoding="utf-8")
             (root / name).write_text(as_called(page), encoding="utf-8")
-    ignored = "\n".join((*OWN_IGNORED, "# made on use", *Layout(root).made_on_use))
+    ignored = "\n".join((*OWN_IGNORED, "# made on use", *Layout(root).git_exclude_patterns))
     (root / ".gitignore").write_text(f"{ignored}\n", encoding="utf-8")
     Repository.create(root, "Start: the training pair and its task")
     return True

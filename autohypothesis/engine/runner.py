@@ -60,11 +60,11 @@ from autohypothesis.system import host_name
 
 POLL_S = 0.2
 """Interval of polling a running experiment: polling takes time from what is measured."""
-NOTICE_S = 1.0
+STALL_CHECK_S = 1.0
 """Interval of checking whether a running experiment has stopped."""
 CONFIRM_POLL_S = 1.0
 """Interval of polling while another process makes the runs that confirm a win."""
-MOST_IN_VAIN = 6
+MAX_RUNS_WITHOUT_PROGRESS = 6
 """Runs in a row that may tell nothing about a win before the user is asked to look."""
 LOG_LIMIT = 256 << 20
 TAIL = 4_096
@@ -136,12 +136,12 @@ def execute(
             follow(project, executor, name, watch)
     except BaseException:
         for name in names:
-            _call_off(project, executor, name)
+            _cancel_and_collect(project, executor, name)
         raise
     return [Outcome(name, executor.collect(name)) for name in names]
 
 
-def _call_off(project: Project, executor: Executor, experiment_id: str) -> None:
+def _cancel_and_collect(project: Project, executor: Executor, experiment_id: str) -> None:
     if not project.layout.run(experiment_id).run_spec.exists():
         forget(project, experiment_id)
         return
@@ -170,7 +170,7 @@ def follow(
     while executor.poll(experiment_id) == "running":
         watch.tick(project, experiment_id)
         if time.monotonic() >= look_at:
-            look_at = time.monotonic() + NOTICE_S
+            look_at = time.monotonic() + STALL_CHECK_S
             stall = executor.stall(experiment_id)
             if stall and not is_stalled:
                 watch.stalled(f"{experiment_id}: {stall}")
@@ -408,7 +408,7 @@ def make_missing_runs(
         unchanged = wins and wins[0].experiment_id == win.experiment_id
         unchanged = unchanged and len(wins[0].runs) == len(win.runs)
         in_vain = in_vain + 1 if runs and unchanged else 0
-        if in_vain >= MOST_IN_VAIN:
+        if in_vain >= MAX_RUNS_WITHOUT_PROGRESS:
             raise SettleError(
                 f"{win.experiment_id} was run again {in_vain} times, which said nothing about it",
                 hint=f"decide it by hand: python orchestrator.py decide {win.experiment_id}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autohypothesis.engine.environment import resolved
-from autohypothesis.engine.failures import classify, why_unjudged
+from autohypothesis.engine.failures import classify, infra_reason
 from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
@@ -194,7 +194,7 @@ def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
     if answer.get("status") not in ("exited", "signalled") or answer.get("exit_code") == 0:
         return ""
     tail = read_tail(str(run.score_log), TAIL_BYTES)
-    return why_unjudged(answer.get("exit_code"), answer.get("signal"), tail)
+    return infra_reason(answer.get("exit_code"), answer.get("signal"), tail)
 
 
 def _kind_of(run: RunPaths, answer: Mapping[str, Any], default: FailureKind) -> FailureKind:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Entry
-from autohypothesis.schema import Clock, Direction, Setting, nearest
+from autohypothesis.schema import Clock, Direction, Setting, did_you_mean
 from autohypothesis.system import cpu_model
 
 DEFAULT_BUDGET_S = 300.0
@@ -422,7 +422,7 @@ def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
     if evaluator is not None and evaluator not in entries:
         raise ChangeError(
             f"the commit has no {evaluator}, which scores task {task.id}"
-            f"{nearest(evaluator, list(entries))}",
+            f"{did_you_mean(evaluator, list(entries))}",
             hint="start from a commit that has it",
         )
     return {path: entry.blob for path, entry in entries.items() if task.is_protected(path)}

@@ -26,7 +26,7 @@ from autohypothesis.engine.task import (
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import nearest
+from autohypothesis.schema import did_you_mean
 
 FOREIGN_DEADLINE_S = 600.0
 FOREIGN_MIN_DELTA = 0.001
@@ -152,7 +152,7 @@ def _pattern_problems(
             if not matched:
                 prefix = "" if folder == PurePosixPath() else f"{folder}/"
                 names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
-                words = f"{pattern!r} matches no file{nearest(pattern, names)}"
+                words = f"{pattern!r} matches no file{did_you_mean(pattern, names)}"
                 yield TaskProblem(location, words)
             elif overlap:
                 words = f"{pattern!r} matches {overlap[0]!r}, which is protected"
@@ -173,14 +173,14 @@ def _patterns_in(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, str]
 def _missing_names(task: Task, files: list[str]) -> Iterator[TaskProblem]:
     evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
     if evaluator is not None and evaluator not in files:
-        words = f"{evaluator!r} is no tracked file{nearest(evaluator, files)}"
+        words = f"{evaluator!r} is no tracked file{did_you_mean(evaluator, files)}"
         yield TaskProblem(("scorer", "evaluator"), words)
     elif evaluator is not None and task.is_artifact(evaluator):
         words = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
         yield TaskProblem(("scorer", "evaluator"), words)
     folders = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents})
     if cwd not in folders:
-        yield TaskProblem(("run", "cwd"), f"{cwd!r} is no folder{nearest(cwd, folders)}")
+        yield TaskProblem(("run", "cwd"), f"{cwd!r} is no folder{did_you_mean(cwd, folders)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -261,10 +261,10 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[TaskProb
 def _words(fault: ErrorDetails, model: type[BaseModel]) -> str:
     value, context = fault["input"], fault.get("ctx", {})
     if fault["type"] == "extra_forbidden":
-        return f"unknown key{nearest(str(fault['loc'][-1]), _known_keys(model))}"
+        return f"unknown key{did_you_mean(str(fault['loc'][-1]), _known_keys(model))}"
     if fault["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", context.get("expected", ""))
-        return f"{value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}"
+        return f"{value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}"
     if fault["type"] == "missing":
         return "is missing"
     if fault["type"] == "value_error":

@@ -134,7 +134,7 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
     originals: dict[str, Original] = {}
     entries: dict[str, str] = {}
     left = COPIED_IN_ALL
-    for entry in untracked(root, leave_out=Layout(root).made_folders, patterns=patterns):
+    for entry in untracked(root, leave_out=Layout(root).generated_folders, patterns=patterns):
         path = entry.rstrip("/")
         if path in tracked or any(parent in tracked for parent in parents_of(path)):
             continue  # there is a file of the commit
@@ -198,7 +198,7 @@ LOOK_S = 1.0
 """Longest that sizes are added up."""
 FRESH_S = 900.0
 """Seconds for which an answer is reused: only a note in a record depends on it."""
-MADE_ANEW = (
+REGENERATED_PATTERNS = (
     "**/__pycache__", "**/*.pyc", "**/.venv", "**/venv", "**/node_modules", "**/.pytest_cache",
     "**/.mypy_cache", "**/.ruff_cache", "**/.hypothesis", "**/.ipynb_checkpoints", "**/*.egg-info",
     "**/.DS_Store", "**/.idea", "**/.vscode", ".worktreeinclude", "run.log",
@@ -284,7 +284,7 @@ def look(repository: Repository, task: Task) -> Lacking:
     a moment only, so that a large one costs no time.
     """
     root = repository.root
-    made = Layout(root).made_folders
+    made = Layout(root).generated_folders
     listed = set(untracked(root, leave_out=made))
     if wanted := patterns_of(root, task):
         listed -= set(untracked(root, leave_out=made, patterns=wanted))
@@ -303,7 +303,7 @@ def look(repository: Repository, task: Task) -> Lacking:
 
 def _is_ours(root: Path, path: str) -> bool:
     bare = path.rstrip("/")
-    if matches(bare, MADE_ANEW) or (root / bare / "pyvenv.cfg").is_file():
+    if matches(bare, REGENERATED_PATTERNS) or (root / bare / "pyvenv.cfg").is_file():
         return True
     made = Layout(root).made_files
     if not path.endswith("/"):

@@ -39,7 +39,7 @@ from autohypothesis.records.git_export import SUBMODULE, Part
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
 
-BARRIER = "gitdir: this-checkout-has-no-repository--see-run.git-in-docs/tasks.md\n"
+GIT_BARRIER = "gitdir: this-checkout-has-no-repository--see-run.git-in-docs/tasks.md\n"
 """Content of `worktrees/.runs/.git`: git that is called in a checkout ends there, and does not find
 the user's own repository around it."""
 VERSION_TAG = "v0.0.0"
@@ -198,7 +198,10 @@ class Export:
         room = self.path.parent
         barrier = room / ".git"
         with suppress(OSError, ValueError):
-            if not (room.is_symlink() or barrier.is_symlink()) and barrier.read_text() == BARRIER:
+            if (
+                not (room.is_symlink() or barrier.is_symlink())
+                and barrier.read_text() == GIT_BARRIER
+            ):
                 return
         is_folder = room.is_dir() and not room.is_symlink()
         is_strange = not is_folder or (any(room.iterdir()) and not self._state.parent.is_dir())
@@ -206,7 +209,7 @@ class Export:
             raise GitError(
                 f"{room} is in the way: it is not of our making", hint=f"mv {room} {room}.old"
             )
-        self.repository.exclude(Layout(self.repository.root).made_on_use)
+        self.repository.exclude(Layout(self.repository.root).git_exclude_patterns)
         try:
             self._state.mkdir(parents=True, exist_ok=True)  # first: it says whose the room is
             room.mkdir(parents=True, exist_ok=True)
@@ -214,7 +217,7 @@ class Export:
             raise GitError(f"{room} cannot be made: {error.strerror or error}") from error
         if barrier.is_dir() and not barrier.is_symlink():
             remove_folder(barrier)
-        write_atomic(barrier, BARRIER, durable=False)
+        write_atomic(barrier, GIT_BARRIER, durable=False)
 
 
 def _remove(path: Path) -> None:
@@ -308,7 +311,7 @@ class Workspace:
         return (self.path / ".git").is_file()
 
     def _make(self, commit: str) -> None:
-        self.repository.exclude(Layout(self.repository.root).made_on_use)
+        self.repository.exclude(Layout(self.repository.root).git_exclude_patterns)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
         fleet = f"fleet={self.fleet} " if self.fleet else ""
@@ -389,7 +392,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     return _at_most(problems) + _at_most(packages)
 
 
-def planted(task: Task, checkout: Path, before: Before) -> list[str]:
+def find_importable_additions(task: Task, checkout: Path, before: Before) -> list[str]:
     """Describe what a run left where a scoring program would import it.
 
     Python looks beside a script, or in the folder that it is started in, before it looks anywhere

@@ -54,7 +54,7 @@ from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision, Metadata, Plan, finite
 
 MAX_NAMED = 4
-MOST_LOST = 5
+MAX_LOST_ROUNDS = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
 PAUSE_S = 0.25
 """Pause after a lost round; each further one doubles it."""
@@ -62,14 +62,14 @@ LONGEST_PAUSE_S = 30.0
 ASKED = 3
 """Number of times that a proposer is asked when no answer could be used."""
 DIFF_LIMIT = 64 << 20
-APART = 1_000_003
+SEED_STRIDE = 1_000_003
 """Distance between the seeds of two searches, so that they share none of the first million."""
 
 
 # ── the user's branch ───────────────────────────────────────────────────────────────────────
 
 
-def meet_user(project: Project) -> Iterator[str]:
+def import_user_commits(project: Project) -> Iterator[str]:
     """Take in what the user has committed on top of the reference; a line for what to know.
 
     A branch that has gone another way is left alone, and so is the reference.
@@ -99,7 +99,7 @@ def meet_user(project: Project) -> Iterator[str]:
     )
 
 
-def take_home(project: Project, decision: Decision) -> str:
+def fast_forward_user_branch(project: Project, decision: Decision) -> str:
     """Fast-forward the user's branch to what was kept, if it stands where that was made.
 
     A line that says where the branch is now, or what to run.
@@ -152,7 +152,7 @@ class MutatorSource:
     def next(self, count: int, say: Callable[[str], None]) -> list[Experiment]:
         """Run first again what told nothing yet; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
-        first = APART * self.seed + sum(1 for _ in self.history.experiments())
+        first = SEED_STRIDE * self.seed + sum(1 for _ in self.history.experiments())
         return again + [
             Experiment(Change(instructions=""), mutation_seed=first + number)
             for number in range(count - len(again))
@@ -389,7 +389,7 @@ class TaskLoop:
             with ExitStack() as stack:
                 free = (runner.free_worker(self.project) for _ in range(self.parallel))
                 self.workers = tuple(map(stack.enter_context, free))
-                for remark in meet_user(self.project):
+                for remark in import_user_commits(self.project):
                     self.say(remark)
                 self.decide()
                 self._confirm()
@@ -414,7 +414,7 @@ class TaskLoop:
             informative, again = self._round(requests)
             done += max(0, len(requests) - len(again))
             lost = 0 if informative else lost + 1
-            if lost >= MOST_LOST:
+            if lost >= MAX_LOST_ROUNDS:
                 why = self.decided[-1].detail if self.decided else self._refused
                 raise SettleError(
                     f"{lost} rounds in a row told nothing: {why}",
@@ -484,7 +484,7 @@ class TaskLoop:
             return
         decision: Decision | None = None
         self.say(f"measuring {reference[:7]}, which every change is compared with")
-        for lost in range(MOST_LOST):
+        for lost in range(MAX_LOST_ROUNDS):
             if lost and decision is not None:
                 self._pause(lost, decision)
             spec = runner.plan(self.project, Experiment(Change()), self.workers[0], self.executor)
@@ -502,7 +502,7 @@ class TaskLoop:
 
     def _pause(self, lost: int, decision: Decision) -> None:
         """Say why a run is repeated, and give what failed some time to come back."""
-        self.say(f"run again, {lost} of {MOST_LOST - 1}: {decision.detail}")
+        self.say(f"run again, {lost} of {MAX_LOST_ROUNDS - 1}: {decision.detail}")
         time.sleep(min(PAUSE_S * 2**lost, LONGEST_PAUSE_S))
 
     def _is_measured(self, commit: str) -> bool:
@@ -544,7 +544,7 @@ class TaskLoop:
                 self._said.add(remark)
                 self.say(remark)
         for decision in filter(self._lines.lacks, list(self.history.latest.values())):
-            if remark := take_home(self.project, decision):
+            if remark := fast_forward_user_branch(self.project, decision):
                 self.say(remark)
             self.emit(self._lines.write(decision))
         self.source.tidy()

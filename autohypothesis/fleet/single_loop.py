@@ -36,7 +36,7 @@ from autohypothesis.fleet.observer.scheduling import ALL_RUN, SearchLimits
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
-from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
+from autohypothesis.fleet.supervisor.supervisor import SYNC_EXIT_S
 from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.plain import table_text
 from autohypothesis.records.git import Repository
@@ -86,7 +86,7 @@ class LoopSession(Tolerant):
         counted = [decision for decision in history.latest.values() if not is_lost(decision)]
         return counted[self.first :]
 
-    def how_far(self, history: LiveHistory) -> str:
+    def progress_text(self, history: LiveHistory) -> str:
         """Return `3 of 6 experiments`."""
         done = len(self.decisions(history))
         total = "" if self.most is None else f" of {self.most}"
@@ -115,7 +115,7 @@ def open_session(
     ):
         return before, True
     session = LoopSession(tag=history.tag, name=name, most=most, first=done, begun=now())
-    write_session(layout, session, "starting", session.how_far(history))
+    write_session(layout, session, "starting", session.progress_text(history))
     return session, False
 
 
@@ -154,7 +154,7 @@ def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Projec
         LaunchError: the data cannot be located.
         LeaseError: there is no device of the kind that it needs.
     """
-    layout, wanted = project.layout, tag or project.usual_tag()
+    layout, wanted = project.layout, tag or project.default_tag()
     presence.refuse_another_machine(layout)
     with ExitStack() as stack:
         presence.refuse_beside_loop(layout)
@@ -319,7 +319,7 @@ class SingleLoop:
 
     def _outcome(self, observer: Observer, state: str) -> Outcome:
         status, limit = observer.status, self.session.limit
-        self._how_far = self.session.how_far(observer.history)
+        self._how_far = self.session.progress_text(observer.history)
         if state == "failed":
             lines = [*status.problems, status.last_action]
             self.ended = "\n".join(line for line in lines if line) or "the search has failed"
@@ -341,7 +341,7 @@ class SingleLoop:
         if time.monotonic() < self._report_at:
             return
         self._report_at = time.monotonic() + REPORT_S
-        news = (self.session.how_far(observer.history), self._worker_problem)
+        news = (self.session.progress_text(observer.history), self._worker_problem)
         if news != self._reported and self._write("working", *news):
             self._reported = news
 
@@ -363,7 +363,7 @@ def _end(process: Popen[bytes] | None) -> None:
         return
     process.terminate()
     try:
-        process.wait(KEEPER_S)
+        process.wait(SYNC_EXIT_S)
     except TimeoutExpired:
         process.kill()
         process.wait()

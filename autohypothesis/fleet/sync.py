@@ -28,7 +28,7 @@ from autohypothesis.fleet.live.presence import HEARTBEAT_LIMIT, worker_lives
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, templates
 from autohypothesis.records import tables
-from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
+from autohypothesis.records.bundles import UNSETTLED, reason_in
 from autohypothesis.records.files import (
     ASIDE,
     JSON_LIMIT,
@@ -124,7 +124,7 @@ class _Sync:
         for folder in (self.layout.root, self.layout.aggregate):
             sweep(folder)
         self._write_ledger()
-        self._name_asides()
+        self._report_set_aside()
         if self.folded.judged.readable:
             self._results()
         heartbeats = sorted(self.layout.heartbeat("any").parent.glob("[!.]*.json"))
@@ -228,7 +228,7 @@ class _Sync:
         set_aside(path)
         return True
 
-    def _name_asides(self) -> None:
+    def _report_set_aside(self) -> None:
         name = self.layout.ledger.name + ASIDE
         for aside in sorted(one for one in os.listdir(self.layout.root) if one.startswith(name)):
             hint = "was set-aside: it held what is not ours; take from it what you need"
@@ -238,7 +238,7 @@ class _Sync:
         before = load_index(self.layout, of_any_ledger=True)
         for key, line in lines.items():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
-            same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN
+            same = old is not None and old[:3] == new[:3] and new.signature != UNSETTLED
             if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
                 return True
         return False

@@ -12,7 +12,7 @@ from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Manifest, OthersResult, Proposal, nearest
+from autohypothesis.schema import Manifest, OthersResult, Proposal, did_you_mean
 
 BUILT_IN = ("search", "inbox", "command")
 ENTRY_POINTS = "autohypothesis.proposers"
@@ -66,7 +66,7 @@ def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
         return Command(argument, root=root)
     registered = entry_points(group=ENTRY_POINTS)
     if name in BUILT_IN or name not in registered.names:
-        near = nearest(name, [*BUILT_IN, *registered.names])
+        near = did_you_mean(name, [*BUILT_IN, *registered.names])
         names = ", ".join(["search", "inbox", *sorted(registered.names)])
         raise UsageError(
             f"there is no proposer {word!r}{near}", hint=f"name {names} or command:PROGRAM"

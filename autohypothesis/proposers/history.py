@@ -69,7 +69,7 @@ class History:
         named = {self._spellings.get(name.lower(), name): new for name, new in overrides.items()}
         return {**self.reference, **named}
 
-    def key_of(self, overrides: Mapping[str, Setting]) -> Key:
+    def change_key(self, overrides: Mapping[str, Setting]) -> Key:
         """Return a key of the reference with these constants set, equal for equal settings."""
         return settings_key(self.with_overrides(overrides), self._names)
 
@@ -92,7 +92,7 @@ class History:
         untried = [past for past in self.situation.closed if past.hypothesis_id not in tried]
         for hypothesis in (*self.situation.open, *untried):
             if hypothesis.config_overrides:
-                self.seen.add(self.key_of(hypothesis.config_overrides))
+                self.seen.add(self.change_key(hypothesis.config_overrides))
         for hypothesis in self.situation.open:
             settings = self.with_overrides(hypothesis.config_overrides)
             knob = self._difference(settings_key(settings, self._names), self.here)

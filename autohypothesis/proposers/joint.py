@@ -98,7 +98,7 @@ def suggestions(
                 study, origin = blind, "drawn by lot near the reference"
             overrides = _asked(history, study, boxes, taken, random)
             if overrides is not None:
-                taken.add(history.key_of(overrides))
+                taken.add(history.change_key(overrides))
                 yield overrides, origin
                 break
         else:
@@ -143,18 +143,18 @@ def _accepted(history: History, values: Mapping[str, Setting], taken: set[Key]) 
     )
     if not allowed or len(overrides) < min(2, len(history.axes)):
         return None
-    return overrides if history.key_of(overrides) not in taken else None
+    return overrides if history.change_key(overrides) not in taken else None
 
 
 def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
     """Return 2 to 4 knobs; promising ones are drawn more often."""
     names = [name for name in in_order(history.axes) if name in boxes]
     # Efraimidis and Spirakis: the largest of these are a weighted sample without replacement.
-    drawn = {name: random.random() ** (1 / _promise(history, name)) for name in names}
+    drawn = {name: random.random() ** (1 / _weight(history, name)) for name in names}
     return sorted(names, key=lambda name: -drawn[name])[: random.randint(2, MOST)]
 
 
-def _promise(history: History, name: str) -> float:
+def _weight(history: History, name: str) -> float:
     """Return a knob's weight: more, when turning it was not clearly for the worse."""
     gains = [e.gain for e in history.effects if e.knob == name and e.gain is not None]
     if not gains:

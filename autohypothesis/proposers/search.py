@@ -33,7 +33,7 @@ OTHER_WAY = 6
 """Places by which the second direction of a knob comes later."""
 FOLLOW = 100
 """Places that a direction which improved jumps ahead."""
-HOPELESS = 3.0
+CLEARLY_WORSE_FACTOR = 3.0
 """A loss of so many min_delta against an older reference counts against the present one too."""
 SHOWN = 6
 """Earlier trials of a knob that a reason mentions."""
@@ -78,15 +78,15 @@ class KnobSearch:
         joint_share = sum(random.random() < (self._mix or 0.0) for _ in range(count))
         alone = 0 if not singles or history.is_plateau() else count - joint_share
         ideas = singles[:alone]
-        taken = {history.key_of(overrides) for overrides, _ in ideas}
+        taken = {history.change_key(overrides) for overrides, _ in ideas}
         for overrides, origin in joint.suggestions(history, count - len(ideas), random, taken):
             title = title_of(history, overrides)
             if title not in self._refused:
                 several = len(overrides) > 1
                 what = "Several knobs at once" if several else "One change to the reference"
                 ideas.append((overrides, f"{what}, {origin}: {title}."))
-        taken = {history.key_of(overrides) for overrides, _ in ideas}
-        ideas += [idea for idea in singles[alone:] if history.key_of(idea[0]) not in taken]
+        taken = {history.change_key(overrides) for overrides, _ in ideas}
+        ideas += [idea for idea in singles[alone:] if history.change_key(idea[0]) not in taken]
         return [_proposal(history, *idea, place) for place, idea in enumerate(ideas[:count])]
 
 
@@ -117,7 +117,7 @@ def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[
     first_way = -1 if kind_of(axis) in ("size", "batch") else 1
     for step in axis.steps(history.reference[axis.name]):
         effects = history.of(axis.name, step.direction)
-        is_new = history.key_of({axis.name: step.value}) not in history.seen
+        is_new = history.change_key({axis.name: step.value}) not in history.seen
         if not is_new or _is_lost(history, step, effects):
             continue
         follows = _improvement(history, effects)
@@ -125,7 +125,7 @@ def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[
         rank += OTHER_WAY * (step.direction != first_way)
         rank += 2 * knobs * step.fine
         rank += 3 * knobs * any(_lost(history, effect) for effect in effects)
-        rank += 3 * knobs * _was_left(history, axis, step)
+        rank += 3 * knobs * _reverts_keep(history, axis, step)
         rank += 3 * knobs * ((axis.name, step.direction) in history.waiting)
         if follows is not None and not step.fine:
             rank -= FOLLOW
@@ -140,7 +140,7 @@ def _lost(history: History, effect: Effect) -> bool:
 
 def _is_lost(history: History, step: KnobStep, effects: list[Effect]) -> bool:
     """Return whether evidence is against this step: measured here, or overwhelming elsewhere."""
-    hopeless = -HOPELESS * history.situation.min_delta
+    hopeless = -CLEARLY_WORSE_FACTOR * history.situation.min_delta
     for effect in effects:
         if _lost(history, effect):
             against = effect.here or effect.gain is None or effect.gain < hopeless
@@ -151,7 +151,7 @@ def _is_lost(history: History, step: KnobStep, effects: list[Effect]) -> bool:
     return False
 
 
-def _was_left(history: History, axis: Axis, step: KnobStep) -> bool:
+def _reverts_keep(history: History, axis: Axis, step: KnobStep) -> bool:
     """Return whether this is the way back to where a keep came from, or past it."""
     there = axis.position(step.value)
     for effect in history.effects:

@@ -45,7 +45,7 @@ Document = dict[str, Any]
 """A document in canonical shape: every key of its model is there."""
 ABSENT = FileStamp(0, 0, 0, 0, 0)
 """Unlike None it has the same hash in every process."""
-LOOK_AGAIN = -1
+UNSETTLED = -1
 """Stands for the hash of signatures, which is never -1: a file changed just now."""
 PAGE_LIMIT = 2_000
 """Characters of a plan's page that a row repeats."""
@@ -68,7 +68,7 @@ Damage = list[str]
 """[path, reason] of a file that could not be used; the reason follows its name in a sentence."""
 
 
-class Places(NamedTuple):
+class ExperimentPaths(NamedTuple):
     """Paths of one experiment's records; None where there is none."""
 
     experiment_id: str
@@ -94,7 +94,7 @@ class Records(NamedTuple):
     plan: Document | None = None
     page: str | None = None
     damage: Sequence[Damage] = ()
-    signature: int = LOOK_AGAIN
+    signature: int = UNSETTLED
     """The hash of the signatures of its files; LOOK_AGAIN when one changed just now."""
 
     @property
@@ -104,7 +104,7 @@ class Records(NamedTuple):
         return "" if name == self.experiment_id else name
 
 
-def find(layout: Layout) -> tuple[dict[str, Places], list[Damage]]:
+def find(layout: Layout) -> tuple[dict[str, ExperimentPaths], list[Damage]]:
     """Return every experiment that has a run folder or a plan, by id, and what is neither."""
     damage: list[Damage] = []
     runs = {_id(name): path for name, path in _listed(layout.runs, damage, folders=True).items()}
@@ -115,7 +115,7 @@ def find(layout: Layout) -> tuple[dict[str, Places], list[Damage]]:
         if suffix in ("json", "md"):
             (plans if suffix == "json" else pages)[stem if stem in runs else _id(stem)] = path
     found = {
-        key: Places(key, runs.get(key), plans.get(key), pages.get(key))
+        key: ExperimentPaths(key, runs.get(key), plans.get(key), pages.get(key))
         for key in sorted(runs.keys() | plans.keys())
     }
     return found, damage
@@ -146,7 +146,7 @@ def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, s
     return names
 
 
-def current_signature(places: Places) -> int:
+def current_signature(places: ExperimentPaths) -> int:
     """Return the hash that `read` notes, from the status of the files alone."""
     paths = [] if places.run is None else [f"{places.run}/{name}" for name, _ in _MODELS]
     stamps = [file_stamp(path) or ABSENT for path in paths]
@@ -199,7 +199,7 @@ class _FileReader:
             return None
 
 
-def read(places: Places) -> Records:
+def read(places: ExperimentPaths) -> Records:
     """Read all records of one experiment, whatever state they are in."""
     started, reader = time.time_ns(), _FileReader()
     metadata = result = exit_record = shim = None
@@ -217,7 +217,7 @@ def read(places: Places) -> Records:
     page = reader.page(places.page) if places.page is not None else None
     newest = max((stamp.mtime_ns for stamp in reader.stamps), default=0)
     settling = newest > started - _SETTLING_NS
-    signature = LOOK_AGAIN if settling else hash(tuple(reader.stamps))
+    signature = UNSETTLED if settling else hash(tuple(reader.stamps))
     return Records(
         places.experiment_id, places.run, config, metadata, result, exit_record,
         shim is not None, _lives(shim), plan, page, reader.damage, signature,
@@ -226,7 +226,7 @@ def read(places: Places) -> Records:
 
 def read_bundle(run: RunPaths) -> Records:
     """Read the bundle in `run`'s folder, whatever state it is in, without its plan."""
-    return read(Places(slug(run.folder.name), str(run.folder), None, None))
+    return read(ExperimentPaths(slug(run.folder.name), str(run.folder), None, None))
 
 
 def reason_in(error: RecordError, path: object) -> str:

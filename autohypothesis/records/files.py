@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from autohypothesis.errors import RecordError, UnwritableError, faults_in
-from autohypothesis.system import rename_exclusive, room_advice
+from autohypothesis.system import disk_full_advice, rename_exclusive
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -106,7 +106,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
     except OSError as error:
         raise UnwritableError(
             f"cannot write {path}: {error.strerror or error}",
-            hint=room_advice(error.errno) or "see `df -h` and `ls -ld`",
+            hint=disk_full_advice(error.errno) or "see `df -h` and `ls -ld`",
         ) from error
     finally:
         with suppress(OSError):

@@ -171,7 +171,7 @@ def in_order(
     return [*places, *waiting]
 
 
-def gone_row(decision: Document) -> RowDocument:
+def row_without_bundle(decision: Document) -> RowDocument:
     """Return the row of an experiment whose bundle and plan were removed, from its decision."""
     row = base_row(Records(decision["experiment_id"]))
     name = decision["metric_name"] or "val_bpb"
@@ -194,7 +194,7 @@ def gone_row(decision: Document) -> RowDocument:
     return row
 
 
-def disagreements(
+def decision_conflicts(
     decisions: Iterable[Document], facts: Mapping[str, Facts], *, complete: bool
 ) -> dict[str, list[Damage]]:
     """Return what bundles say against decisions.jsonl, by experiment; those that agree are absent.

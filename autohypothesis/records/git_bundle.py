@@ -21,16 +21,16 @@ from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, ENVIRONMENT, Ans
 
 FOLDER = b"40000"
 PLAIN = "100644"
-MOST_PATHS = 100_000
+MAX_PATHS = 100_000
 """Files of one commit."""
-MOST_TREES = 50_000
+MAX_TREES = 50_000
 """Different folders, of all commits that are looked at together."""
-MOST_LEVELS = 64
+MAX_LEVELS = 64
 
 HEADER_LIMIT = 64 * 1024
-MOST_NAMES = 1_000
+MAX_NAMES = 1_000
 """Heads and prerequisites of one bundle."""
-MOST_COMMITS = 50_000
+MAX_COMMITS = 50_000
 """Maximum number of commits in one bundle."""
 INTAKE_S = 60.0
 """Seconds that git may work on a foreign pack."""
@@ -132,8 +132,8 @@ def parse_header(bundle: bytes) -> Header:
     first, *lines = bundle[: max(end, 0)].split(b"\n")
     if end < 0 or first not in _VERSIONS:
         raise _no_bundle("it does not begin as one")
-    if len(lines) > MOST_NAMES:
-        raise _no_bundle(f"it has more than {MOST_NAMES:,} heads and prerequisites")
+    if len(lines) > MAX_NAMES:
+        raise _no_bundle(f"it has more than {MAX_NAMES:,} heads and prerequisites")
     prerequisites: list[str] = []
     heads: list[str] = []
     for line in (line.decode("utf-8", "replace") for line in lines):
@@ -186,10 +186,10 @@ def _refuse_incomplete(repository: Repository, commit: str, settings: Mapping[st
     kind = _ask(repository, "cat-file -t", commit, settings=settings).text
     if kind != "commit":
         raise GitError(f"{commit[:12]} is a {kind}, no commit", hint="ask the hub again")
-    many = ["--format=%T", f"--max-count={MOST_COMMITS + 1}", commit, *new]
+    many = ["--format=%T", f"--max-count={MAX_COMMITS + 1}", commit, *new]
     roots = _ask(repository, "rev-list --no-commit-header", *many, settings=settings).text.split()
-    if len(roots) > MOST_COMMITS:
-        raise GitError(f"the bundle brings more than {MOST_COMMITS:,} commits")
+    if len(roots) > MAX_COMMITS:
+        raise GitError(f"the bundle brings more than {MAX_COMMITS:,} commits")
 
     def read(trees: list[str]) -> dict[str, bytes]:
         asked = "".join(f"{tree}\n" for tree in trees).encode()
@@ -227,8 +227,8 @@ def _refuse_endless(roots: Sequence[str], read: Callable[[list[str]], dict[str, 
     files: dict[str, int] = {}
     level, depth = sorted(set(roots)), 0
     while level:
-        if len(folders) + len(level) > MOST_TREES or depth == MOST_LEVELS:
-            raise _endless(f"more than {MOST_TREES:,} folders or {MOST_LEVELS} levels")
+        if len(folders) + len(level) > MAX_TREES or depth == MAX_LEVELS:
+            raise _endless(f"more than {MAX_TREES:,} folders or {MAX_LEVELS} levels")
         for tree, content in read(level).items():
             items = list(_items(content, len(tree) // 2))
             folders[tree] = [inner for mode, inner in items if mode == FOLDER]
@@ -243,8 +243,8 @@ def _refuse_endless(roots: Sequence[str], read: Callable[[list[str]], dict[str, 
             paths[tree] = 1 + files[tree] + sum(count(inner) for inner in folders[tree])
         return paths[tree]
 
-    if any(count(root) > MOST_PATHS for root in roots):
-        raise _endless(f"more than {MOST_PATHS:,} paths")
+    if any(count(root) > MAX_PATHS for root in roots):
+        raise _endless(f"more than {MAX_PATHS:,} paths")
 
 
 def _endless(why: str) -> GitError:

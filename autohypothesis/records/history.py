@@ -86,7 +86,7 @@ class DecisionHistory:
         ]
         return met[0].metric_value if met else None
 
-    def again_at(self, commit: str, platform_key: str, seed: int) -> Decision | None:
+    def replicate_at(self, commit: str, platform_key: str, seed: int) -> Decision | None:
         """Return the run of a commit at this very seed that is evidence about it.
 
         That is a value, or a failure by its own fault; not a lost run, nor an unattested value.
@@ -98,7 +98,7 @@ class DecisionHistory:
                 return decision
         return None
 
-    def lost_at(self, commit: str, seed: int) -> str | None:
+    def lost_hypothesis_at(self, commit: str, seed: int) -> str | None:
         """Return the hypothesis of a lost run of an unchanged commit at one seed."""
         for decision in reversed(self.latest.values()):
             here = (decision.commit, decision.seed, decision.base_commit)
@@ -106,7 +106,7 @@ class DecisionHistory:
                 return decision.hypothesis_id or None
         return None
 
-    def first_of(self, commit: str, platform_key: str) -> str:
+    def original_of(self, commit: str, platform_key: str) -> str:
         """Return the experiment that others of a commit repeat: the kept one, else the first."""
         runs = [d for d in self.latest.values() if d.commit == commit]
         kept = [d for d in runs if d.decision_status == "keep"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from autohypothesis.errors import LockError, RecordError, UnwritableError
 from autohypothesis.records.files import as_object, opened, parse_json, read_bytes, to_json
-from autohypothesis.system import file_size_limit, room_advice
+from autohypothesis.system import disk_full_advice, file_size_limit
 
 LINE_LIMIT = 1024 * 1024
 """Bytes of one record; a longer one is not a record."""
@@ -70,14 +70,14 @@ def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
         written = os.write(descriptor, line)
     except OSError as error:
         os.ftruncate(descriptor, size)
-        hint = room_advice(error.errno) or "see `df -h`"
+        hint = disk_full_advice(error.errno) or "see `df -h`"
         raise UnwritableError(f"cannot append to {path}: {error.strerror}", hint=hint) from error
     if written != len(line):
         os.ftruncate(descriptor, size)
         limit = file_size_limit()
         number = errno.EFBIG if limit is not None and size + len(line) > limit else errno.ENOSPC
         raise UnwritableError(
-            f"cannot append to {path}: {os.strerror(number)}", hint=room_advice(number)
+            f"cannot append to {path}: {os.strerror(number)}", hint=disk_full_advice(number)
         )
 
 

@@ -28,7 +28,7 @@ def checked_id(name: str) -> str:
     return name
 
 
-class PathsBelow:
+class PathSet:
     """The paths below a folder. No dataclass: to import those costs the start of a shim 8 ms."""
 
     def __init__(self, base: Path) -> None:
@@ -45,16 +45,16 @@ class PathsBelow:
 
 
 class Place:
-    """The attribute of a `PathsBelow` that is the path `name` below its folder."""
+    """The attribute of a `PathSet` that is the path `name` below its folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, owner: PathsBelow, kind: type | None = None) -> Path:
+    def __get__(self, owner: PathSet, kind: type | None = None) -> Path:
         return owner.base / self.name
 
 
-class RunPaths(PathsBelow):
+class RunPaths(PathSet):
     """The files of one bundle, `research/runs/<experiment_id>/`."""
 
     @property
@@ -92,7 +92,7 @@ class RunPaths(PathsBelow):
     """HOME of a training whose inputs are all named in its task."""
 
 
-class Layout(PathsBelow):
+class Layout(PathSet):
     """Every path below one repository's root."""
 
     @property
@@ -123,7 +123,7 @@ class Layout(PathsBelow):
     root_task = Place("task.yaml")
 
     @property
-    def made_on_use(self) -> tuple[str, ...]:
+    def git_exclude_patterns(self) -> tuple[str, ...]:
         """Patterns for .git/info/exclude: what we make in a repository is not the user's."""
         return (
             "/experiments.jsonl",
@@ -136,7 +136,7 @@ class Layout(PathsBelow):
         )
 
     @property
-    def made_folders(self) -> tuple[str, ...]:
+    def generated_folders(self) -> tuple[str, ...]:
         """Names in the root below which everything is ours."""
         return (self.worktrees.name, self.research.name)
 

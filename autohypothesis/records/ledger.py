@@ -26,18 +26,18 @@ from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.bundles import (
     Damage,
     Document,
-    Places,
+    ExperimentPaths,
     Records,
     decision_documents,
     reason_in,
 )
 from autohypothesis.records.files import file_stamp, read_bytes, read_json, shown, write_atomic
 from autohypothesis.records.fold import (
-    disagreements,
+    decision_conflicts,
     facts_of,
-    gone_row,
     in_order,
     place,
+    row_without_bundle,
     undecided_stamp,
 )
 from autohypothesis.records.layout import Layout
@@ -130,7 +130,7 @@ def _code() -> int:
     return total
 
 
-class _Unplaced(NamedTuple):
+class _ReadExperiment(NamedTuple):
     signature: int
     facts: Facts
     row: RowDocument | None = None
@@ -196,9 +196,9 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     facts = {key: experiment.facts for key, experiment in known.items()}
     judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
     for key, decision in judged.gone.items():
-        row = gone_row(decision)
+        row = row_without_bundle(decision)
         facts[key] = facts_of(row, Records(key))
-        known[key] = _Unplaced(bundles.LOOK_AGAIN, facts[key], row)
+        known[key] = _ReadExperiment(bundles.UNSETTLED, facts[key], row)
     old = read_bytes(layout.ledger, LIMIT) if index else b""
     lines, entries, changed, offset = [], {}, 0, 0
     for key in in_order(known, judged.places, facts):
@@ -224,8 +224,10 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     )
 
 
-def _look(on_disk: Mapping[str, Places], index: Index | None) -> dict[str, _Unplaced]:
-    known: dict[str, _Unplaced] = {}
+def _look(
+    on_disk: Mapping[str, ExperimentPaths], index: Index | None
+) -> dict[str, _ReadExperiment]:
+    known: dict[str, _ReadExperiment] = {}
     before = index.entries if index is not None else {}
     for key, places in on_disk.items():
         entry = before.get(key)
@@ -233,17 +235,17 @@ def _look(on_disk: Mapping[str, Places], index: Index | None) -> dict[str, _Unpl
         if entry is None or volatile or entry.signature != bundles.current_signature(places):
             known[key] = _read(places)
         else:
-            known[key] = _Unplaced(entry.signature, entry.facts)
+            known[key] = _ReadExperiment(entry.signature, entry.facts)
     return known
 
 
-def _read(places: Places) -> _Unplaced:
+def _read(places: ExperimentPaths) -> _ReadExperiment:
     records = bundles.read(places)
     if records.folder is None and not records.plan and not records.damage:
         vanished = [str(places.plan or places.page), "vanished while it was read"]
         records = records._replace(damage=[vanished])
     row = base_row(records)
-    return _Unplaced(records.signature, facts_of(row, records), row)
+    return _ReadExperiment(records.signature, facts_of(row, records), row)
 
 
 def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> Judged:
@@ -256,13 +258,13 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     problems += [_problem(layout, str(layout.decisions), reason) for reason in bad]
     gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
     last_tag = str(decisions[-1]["tag"]) if decisions else ""
-    wrong = disagreements(decisions, facts, complete=not bad)
+    wrong = decision_conflicts(decisions, facts, complete=not bad)
     again = [] if bad or gone else there
     return Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
 
 
 def _places_as_before(
-    layout: Layout, known: Mapping[str, _Unplaced], index: Index | None
+    layout: Layout, known: Mapping[str, _ReadExperiment], index: Index | None
 ) -> Judged | None:
     """The places of the last fold, where no decision is new and no decided bundle changed."""
     if index is None or not index.decisions or index.decisions != stamp(layout.decisions):
@@ -283,10 +285,10 @@ def _places_as_before(
 
 
 def _folded_line(
-    known: _Unplaced,
+    known: _ReadExperiment,
     judged: Judged,
     key: str,
-    on_disk: Mapping[str, Places],
+    on_disk: Mapping[str, ExperimentPaths],
     before: FoldEntry | None,
     old: bytes,
 ) -> tuple[bytes, FoldEntry]:

@@ -179,7 +179,7 @@ MOST = 2_000
 _ROW = set(Row.model_fields)
 
 
-class HandLine(NamedTuple):
+class ManualLine(NamedTuple):
     """A line that we did not write."""
 
     source: str
@@ -192,7 +192,7 @@ class HandLine(NamedTuple):
 class LedgerLines(NamedTuple):
     """The lines of experiments.jsonl, sorted."""
 
-    by_hand: list[HandLine]
+    by_hand: list[ManualLine]
     ours: dict[str, bytes]
     """The lines about experiments that are known here, by their ids."""
     damaged: int = 0
@@ -208,7 +208,7 @@ class LedgerLines(NamedTuple):
 
 def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
     """The lines of a ledger, by whether they tell of an experiment in `known`."""
-    found: list[HandLine] = []
+    found: list[ManualLine] = []
     ours: dict[str, bytes] = {}
     damaged = gone = 0
     for line in content.splitlines():
@@ -225,16 +225,16 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
         elif value.keys() >= _ROW:
             gone += 1
         else:
-            found.append(HandLine("experiments.jsonl", line.decode("utf-8", "replace"), value))
+            found.append(ManualLine("experiments.jsonl", line.decode("utf-8", "replace"), value))
     return LedgerLines(found, ours, damaged, gone)
 
 
-def table_lines(texts: Iterable[str]) -> Iterator[HandLine]:
+def table_lines(texts: Iterable[str]) -> Iterator[ManualLine]:
     """Lines of a results.tsv, those of the published format."""
     for text in texts:
         cells = dict(zip(COLUMNS, text.split("\t"), strict=False))
         if len(text) < 4_000 and cells.get("status") in DECIDED:
-            yield HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells["memory_gb"]})
+            yield ManualLine("results.tsv", text, {**cells, "peak_vram_gb": cells["memory_gb"]})
 
 
 def is_half_taken(layout: Layout, name: str) -> bool:
@@ -245,7 +245,7 @@ def is_half_taken(layout: Layout, name: str) -> bool:
     return plan is not None and plan.worker_id == WORKER
 
 
-def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
+def take_in(layout: Layout, tag: str, lines: Iterable[ManualLine]) -> list[str]:
     """Make a bundle of each line that has none yet; return the ids of the new ones.
 
     Raises:
@@ -278,7 +278,7 @@ def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
     return taken
 
 
-def _result(line: HandLine, title: str) -> Result:
+def _result(line: ManualLine, title: str) -> Result:
     fields = line.fields
     metric = fields.get("metric_name")
     metric = table_text(metric)[:64] if isinstance(metric, str) and metric else "val_bpb"
@@ -302,7 +302,7 @@ def _result(line: HandLine, title: str) -> Result:
     )
 
 
-REMEMBERED = 4
+REMEMBERED_VERSIONS = 4
 """Versions that may still lie at the path, or where it was moved from, without being an edit."""
 STATE_LIMIT = 16 * 1024 * 1024
 
@@ -353,7 +353,7 @@ class DerivedFile:
             RecordError: the disk is full.
         """
         self.move_edits()
-        marks = [sha256(content).hexdigest(), *self._written().marks][:REMEMBERED]
+        marks = [sha256(content).hexdigest(), *self._written().marks][:REMEMBERED_VERSIONS]
         write_json(self._state, Written(marks=marks, content=content.decode()), durable=durable)
         with suppress(FileNotFoundError):
             os.rename(self.path, self._before)

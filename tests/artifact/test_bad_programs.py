@@ -20,7 +20,7 @@ from autohypothesis import sandbox
 from autohypothesis.engine import candidate, program
 from autohypothesis.engine.candidate import TRIES
 from autohypothesis.fleet import artifact as loop
-from autohypothesis.fleet.artifact import MOST_LOST
+from autohypothesis.fleet.artifact import MAX_LOST_ROUNDS
 from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
 from tests.conftest import ROOT, run_git, small_disk
 
@@ -197,7 +197,7 @@ def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
     letters: Letters, held_by: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """A preflight imports the candidate, so it is the first to run what a candidate does."""
-    monkeypatch.setattr(program, "MOST_PROCESSES", 20)
+    monkeypatch.setattr(program, "MAX_PROCESSES", 20)
     letters.write(mutate=BOMB if where == "mutator" else EDIT)
     if where == "preflight":
         honest = "print('{\"ok\": true}')"
@@ -255,8 +255,8 @@ def test_a_scorer_could_not_judge_when_it(
     before = letters.state()
     ran = letters.once()
     assert ran.code == 1 and "the scorer could not judge: " in ran.said and words in ran.said
-    assert f"{MOST_LOST} rounds in a row told nothing" in ran.said
-    assert len(ran.lines) == MOST_LOST
+    assert f"{MAX_LOST_ROUNDS} rounds in a row told nothing" in ran.said
+    assert len(ran.lines) == MAX_LOST_ROUNDS
     assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
     assert len({line["candidate_hash"] for line in ran.lines}) == 1
     assert letters.state() == before
@@ -394,7 +394,7 @@ def test_a_mutator_that_fills_the_disk_has_its_record(letters: Letters) -> None:
     )
     letters.write(mutate=code + MUTATE, more="isolation: none\n")
     ran = on_small_disk(letters)
-    assert len(ran.lines) == MOST_LOST, ran.said
+    assert len(ran.lines) == MAX_LOST_ROUNDS, ran.said
     assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
     assert all("No space left on device" in line["detail"] for line in ran.lines)
     assert " M " not in ran.said and " D " not in ran.said

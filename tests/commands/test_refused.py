@@ -160,10 +160,10 @@ def test_while_another_holds_a_lock_there_nothing_is_taken_back(foreign: Path, c
     layout.locks.mkdir(parents=True)
     for path in (layout.locks, layout.research):
         path.rmdir()
-    from autohypothesis.engine.project import nothing_happened
+    from autohypothesis.engine.project import is_untouched
 
     with hold(layout, "settle", doing="a test"):
-        assert not nothing_happened(layout)
-    assert nothing_happened(layout)
+        assert not is_untouched(layout)
+    assert is_untouched(layout)
     (layout.research / "README.md").write_text("a page\n")
-    assert nothing_happened(layout)
+    assert is_untouched(layout)

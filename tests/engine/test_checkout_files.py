@@ -12,7 +12,13 @@ import pytest
 
 from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import Checkout, Export, inspect, look, planted
+from autohypothesis.engine.workspace import (
+    Checkout,
+    Export,
+    find_importable_additions,
+    inspect,
+    look,
+)
 from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
@@ -378,7 +384,7 @@ def test_a_link_to_a_users_file_is_no_planted_module_and_no_run_may_turn_it(
     before = look(made, [])
     scored = {"scorer": {"type": "command", "command": ["python", "train.py"]}}
     judged = Task.model_validate({"id": "t", "artifacts": ["a.txt"], **scored})
-    assert planted(judged, made.path, before) == []
+    assert find_importable_additions(judged, made.path, before) == []
     assert inspect(with_data, made.path, before) == []
     (made.path / "kit.py").unlink()
     (made.path / "kit.py").symlink_to("/etc/hostname")

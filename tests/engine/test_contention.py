@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autohypothesis.engine.evidence import (
-    MOST_CONTAMINATED,
+    MAX_CONTENTION_RETRIES,
     contaminated,
     judged,
     restored,
@@ -104,7 +104,7 @@ def test_the_same_diff_at_half_the_speed_is_no_evidence() -> None:
 
 def test_a_machine_that_is_always_slow_still_gets_an_answer() -> None:
     busy = past([1.0] * 3)
-    for number in range(MOST_CONTAMINATED):
+    for number in range(MAX_CONTENTION_RETRIES):
         counted, _ = judged(busy, metadata(), result(kernel=2.0))
         assert counted.failure_kind == "contended"
         busy.add(

@@ -14,7 +14,7 @@ import pytest
 
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import foreign_task
-from autohypothesis.engine.workspace import BARRIER, Export
+from autohypothesis.engine.workspace import GIT_BARRIER, Export
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
@@ -203,7 +203,7 @@ def test_what_is_known_of_an_export_may_be_damaged(
     export.checkout(commit_of(parted, train_py=b"A = 2\n"), task)
     assert (path / "prepare.py").read_text() == "B = 1\n"
     assert (path / "train.py").read_text() == "A = 2\n"
-    assert (path.parent / ".git").read_text() == BARRIER
+    assert (path.parent / ".git").read_text() == GIT_BARRIER
 
 
 def check_out_again_and_again(repository: Repository, told: int, *commits: str) -> None:

@@ -164,7 +164,7 @@ def test_two_at_the_same_instant_do_not_choose_the_same_cpu_slot(
 def test_a_chooser_that_is_stuck_does_not_stop_the_others(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "CHOOSING_S", 0.1)
+    monkeypatch.setattr(devices, "DEVICE_CHOICE_S", 0.1)
     with devices.choosing("stuck-1"):
         assert runner.run(project, Experiment(Change())).result.status == "completed"
 

@@ -9,7 +9,7 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer import publishing
-from autohypothesis.fleet.observer.publishing import TRIES, BackgroundTasks
+from autohypothesis.fleet.observer.publishing import TRIES, NoiseEstimator
 from autohypothesis.fleet.toolbuilder import tools
 
 
@@ -19,7 +19,7 @@ class Asked:
     def __init__(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         self.project = project
         self.history = SimpleNamespace(version=0, latest={})
-        self.tasks = BackgroundTasks(project, self.history)  # type: ignore[arg-type]
+        self.tasks = NoiseEstimator(project, self.history)  # type: ignore[arg-type]
         self.calls = 0
         self.counted: int | None = None
         monkeypatch.setattr(tools, "figure", self._figure)
@@ -97,7 +97,7 @@ def test_a_tool_that_a_person_discarded_is_not_asked_for_again(asked: Asked) -> 
     tools.decide(asked.project.layout, "noise", "discarded", decided_by="ada")
     asked.decided("a")
     asked.decided("a")
-    for one in (asked.tasks, BackgroundTasks(asked.project, asked.tasks.history)):
+    for one in (asked.tasks, NoiseEstimator(asked.project, asked.tasks.history)):
         asked.tasks = one
         asked.turns()
     (tool,) = tools.registry(asked.project.layout).tools

@@ -17,7 +17,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import LockError
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.fleet.observer import deciding
-from autohypothesis.fleet.observer.deciding import NEEDLESS
+from autohypothesis.fleet.observer.deciding import NO_LONGER_NEEDED
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.records.bundles import read_decisions
@@ -181,7 +181,7 @@ def test_a_win_that_fails_at_a_further_seed_is_refuted_and_the_rest_is_taken_bac
     turns(watched, lambda: _refuted(watched), hand)
     turns(watched, lambda: not queued(watched))
     assert len(replicates(careful)) < 4
-    assert any(one.outcome == NEEDLESS for one in watched.queue.done())
+    assert any(one.outcome == NO_LONGER_NEEDED for one in watched.queue.done())
 
 
 def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Project) -> None:

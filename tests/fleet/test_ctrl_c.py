@@ -175,7 +175,7 @@ def deaf(path: Path) -> tuple[str, ...]:
 def test_a_loop_does_not_wait_for_who_draws(
     tmp_path: Path, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single_loop, "KEEPER_S", 0.3)
+    monkeypatch.setattr(single_loop, "SYNC_EXIT_S", 0.3)
     note = tmp_path / "note"
     process = subprocess.Popen(deaf(note), start_new_session=True)
     until(note.exists)
@@ -189,7 +189,7 @@ def test_a_supervisor_does_not_wait_for_who_draws_and_ends_the_last_sync_in_time
     from autohypothesis.fleet.supervisor import supervisor
 
     monkeypatch.setattr(supervisor, "LAST_SYNC_S", 0.5)
-    monkeypatch.setattr(supervisor, "KEEPER_S", 0.5)
+    monkeypatch.setattr(supervisor, "SYNC_EXIT_S", 0.5)
     drawing, asked = tmp_path / "drawing", list[bool]()
 
     def last_sync(layout: Layout, *, hurried: bool) -> ProcessSpec:

@@ -20,7 +20,7 @@ from autohypothesis.fleet.hub_sync.incoming import (
     ClaimRequest,
     tree_of_commit,
 )
-from autohypothesis.fleet.hub_sync.outgoing import PENDING, HubReporter, Outbox, SharedHistory
+from autohypothesis.fleet.hub_sync.outgoing import PENDING, HubReporter, Outbox, PublishedHistory
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
@@ -112,7 +112,7 @@ def test_the_same_files_begin_with_the_same_commit_whatever_the_history(
     git(other, "add", "-A")
     git(other, "commit", "-q", "-m", "start")
     project = Project.open(other).with_tag("u")
-    shown = {SharedHistory(one).baseline(one.reference()) for one in (fleet_project, project)}
+    shown = {PublishedHistory(one).baseline(one.reference()) for one in (fleet_project, project)}
     assert len(shown) == 1
     entries = project.repository.entries(next(iter(shown)))
     assert set(entries) == {"train.py"}, "what is private was shown"
@@ -120,10 +120,10 @@ def test_the_same_files_begin_with_the_same_commit_whatever_the_history(
 
 
 def test_a_keep_is_one_commit_on_what_its_base_is_shown_as(fleet_project: Project) -> None:
-    lineage, base = SharedHistory(fleet_project), fleet_project.reference()
+    lineage, base = PublishedHistory(fleet_project), fleet_project.reference()
     kept = commit_of(fleet_project.layout.root, train__py=SCRIPT + "# better\n", other__txt="no\n")
     shown = lineage.keep(kept, base, "better\n", WHEN)
-    assert shown == SharedHistory(fleet_project).keep(kept, base, "another word", WHEN), (
+    assert shown == PublishedHistory(fleet_project).keep(kept, base, "another word", WHEN), (
         "it was shown before"
     )
     root = fleet_project.layout.root
@@ -133,7 +133,7 @@ def test_a_keep_is_one_commit_on_what_its_base_is_shown_as(fleet_project: Projec
 
 
 def test_what_is_built_on_an_adopted_commit_is_built_on_theirs(fleet_project: Project) -> None:
-    lineage, root = SharedHistory(fleet_project), fleet_project.layout.root
+    lineage, root = PublishedHistory(fleet_project), fleet_project.layout.root
     theirs = commit_of(root, "theirs", train__py=SCRIPT + "# theirs\n", notes__md="hello\n")
     ours = commit_of(root, "ours", train__py=SCRIPT + "# theirs\n")
     lineage.adopt(ours, theirs)
@@ -274,7 +274,7 @@ def test_a_run_of_somebodys_result_is_told_as_its_verification(decided: Project)
     said = entries(decided)[f"result.{row['id']}"]
     assert (said["verifies"], said["commit"]) == (17, theirs)
     assert row["status"] == "keep" and f"push.{row['id']}" not in entries(decided)
-    assert SharedHistory(decided).shown(row["commit"]) == theirs
+    assert PublishedHistory(decided).shown(row["commit"]) == theirs
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────

@@ -119,12 +119,12 @@ def test_a_baseline_and_five_decided_rows_and_the_users_checkout_as_it_was(place
     git(root, "add", "notes.txt")
     (root / "train.py").write_text("raise SystemExit('half a thought')\n")
     (root / "untracked.txt").write_text("mine\n")
-    before = [git(root, *words) for words in LOOKS]
+    before = [git(root, *words) for words in MAX_LIST_RETRIES]
 
     answer = place("run-loop", "--max", "6", "--tag", "t", "--desc", "night\t1\nof\x1b[31m two")
     assert answer.returncode == 0, answer.stderr
     assert "not committed" in answer.stderr and "6 of 6 experiments" in answer.stderr
-    assert [git(root, *words) for words in LOOKS] == before
+    assert [git(root, *words) for words in MAX_LIST_RETRIES] == before
     rows = place.rows()
     assert len(rows) == 6 and rows[0][3:] == ["keep", "night 1 of [31m two: baseline"]
     assert all(len(row) == 5 and row[4].startswith("night 1 of [31m two: ") for row in rows)
@@ -146,10 +146,10 @@ def test_a_baseline_and_five_decided_rows_and_the_users_checkout_as_it_was(place
     assert again.returncode == 0, again.stderr
     assert len(place.rows()) == 7 and "1 of 1 experiments" in again.stderr
     assert [row for row in place.rows() if row[4].endswith("baseline")] == rows[:1]
-    assert [git(root, *words) for words in LOOKS] == before
+    assert [git(root, *words) for words in MAX_LIST_RETRIES] == before
 
 
-LOOKS = (
+MAX_LIST_RETRIES = (
     ("status", "--porcelain", "--branch"),
     ("diff", "HEAD"),
     ("diff", "--cached"),

@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.knowledge.knowledge_base import Learnt
+from autohypothesis.fleet.knowledge.knowledge_base import KnowledgeReport
 from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.observer import publishing
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
@@ -503,6 +503,6 @@ def test_only_a_keep_that_is_taken_back_is_a_contradiction(fleet_project: Projec
         Decision.model_validate({**about, "decision_status": status})
         for status in ("discard", "keep", "discard", "crash")
     )
-    Learnt(fleet_project, history, {}, {}, {}, Steering(), "").write()
+    KnowledgeReport(fleet_project, history, {}, {}, {}, Steering(), "").write()
     knowledge = KnowledgeBase.model_validate(read_json(fleet_project.layout.knowledge_base))
     assert knowledge.contradictions == ["h-t-0001-1 was kept, then discard: "]

@@ -83,7 +83,7 @@ def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: Outbox)
     courier.trouble = down
     for name in "abc":
         box.put("post", name, {})
-    for _ in range(outgoing.MOST_TRIES + 5):
+    for _ in range(outgoing.MAX_TRIES + 5):
         done = box.deliver(courier)
     assert asked == {"a"}
     assert (done.left, done.error) == (3, "nobody there")
@@ -98,7 +98,7 @@ def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: Outbox) ->
     box.put("post", "a", {})
     box.put("post", "b", {})
     assert box.deliver(courier)[:3] == (1, 0, 1)
-    for _ in range(outgoing.MOST_TRIES):
+    for _ in range(outgoing.MAX_TRIES):
         box.deliver(courier)
     assert _states(box)["refused"] == ["post.a.json"]
     assert "given up after 20 tries: 500" in (

@@ -11,7 +11,7 @@ from autohypothesis.engine import local_executor, runner
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.policy import MOST_LOST
+from autohypothesis.engine.policy import MAX_INFRA_RETRIES
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.records.files import read_json, write_json
@@ -169,10 +169,10 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
 def test_a_down_and_a_killed_shim_come_back_however_often(
     fleet_project: Project, detail: str
 ) -> None:
-    hand = Hands(fleet_project, "w0", Lost(MOST_LOST + 2, detail))
+    hand = Hands(fleet_project, "w0", Lost(MAX_INFRA_RETRIES + 2, detail))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
-    assert len(watched.history.attempts("h-t-0001")) == MOST_LOST + 3
+    assert len(watched.history.attempts("h-t-0001")) == MAX_INFRA_RETRIES + 3
     verdict = watched.history.decision_about("h-t-0001")
     assert verdict is not None and verdict.decision_status == "keep"
 
@@ -183,7 +183,7 @@ def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: 
     )
     watched = observer(fleet_project)
     turns(watched, lambda: watched.status.state == "failed", hand)
-    assert len(watched.history.attempts("baseline-t")) == MOST_LOST + 1
+    assert len(watched.history.attempts("baseline-t")) == MAX_INFRA_RETRIES + 1
     assert "No space left" in watched.status.problems[0]
 
 

@@ -16,7 +16,7 @@ from autohypothesis.fleet.observer.search_state import (
     IndexedRun,
     Reference,
     SearchState,
-    key_of,
+    change_key,
 )
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
@@ -160,9 +160,9 @@ def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
     patch = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n"
     moved = "index 1..2 100644\n" + patch.replace("@@ -1,2 +1,2 @@", "@@ -9,2 +9,2 @@ def f():")
     spaced, other = patch.replace("+b", "+b  "), patch.replace("+b", "+c")
-    keys = {key_of(Proposal(title="x", patch=text)) for text in (patch, moved, spaced, other)}
+    keys = {change_key(Proposal(title="x", patch=text)) for text in (patch, moved, spaced, other)}
     assert len(keys) == 2
-    assert key_of(Proposal(title="x")) == ""
+    assert change_key(Proposal(title="x")) == ""
 
 
 def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:

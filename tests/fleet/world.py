@@ -462,7 +462,7 @@ class World:
         self.patches.setattr(os, "getpid", getpid)
         self.patches.setattr(shim, "prestart", self._prestart)
         self.patches.setattr(shim, "wait", self._wait_for_shim)
-        self.patches.setattr(devices, "TAKEN_S", 0.0)
+        self.patches.setattr(devices, "LEASE_TAKEN_S", 0.0)
         self.patches.setattr(collecting.processes, "end_marked", lambda *_: [])
 
     def _prestart(self, run: Any, experiment_id: str) -> Shim:

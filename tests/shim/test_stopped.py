@@ -14,7 +14,7 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine import failures, processes, shim
 from autohypothesis.engine.collect import end_overdue, stopped_shim
-from autohypothesis.engine.processes import ASLEEP_S
+from autohypothesis.engine.processes import MIN_STOPPED_S
 from autohypothesis.engine.shim import ScoreCommand
 from tests.conftest import wait_until
 from tests.shim.conftest import MakeLaunch, Start, alive
@@ -42,15 +42,15 @@ def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_i
         stop(run)
     past.go()
     wait_until(lambda: not alive(int(past.text("pid"))))
-    time.sleep(ASLEEP_S + 0.5)
+    time.sleep(MIN_STOPPED_S + 0.5)
     for run in (within, past):
         os.kill(run.handle.pid, signal.SIGCONT)
     within.go()
     end = within.wait()
     assert (end["status"], end["exit_code"]) == ("exited", 0)
-    assert end["contention"]["asleep_seconds"] > ASLEEP_S
+    assert end["contention"]["asleep_seconds"] > MIN_STOPPED_S
     end = past.wait()
-    assert end["contention"]["asleep_seconds"] > ASLEEP_S
+    assert end["contention"]["asleep_seconds"] > MIN_STOPPED_S
     check_not_believed(end)
 
 

@@ -74,7 +74,7 @@ class FeedReader:
         return self._heard
 
 
-def quote_feed(feed: HubFeed | None) -> Quoted | None:
+def summarize_feed(feed: HubFeed | None) -> Quoted | None:
     """Return the feed for the brief: a short line for each entry."""
     if feed is None:
         return None
@@ -167,7 +167,7 @@ def tree_of_commit(project: Project, commit: str) -> str:
     return tree_of({path: repository.show_file(commit, path) for path in paths})
 
 
-LEASE_RUNS = 6
+CLAIM_BUDGETS = 6
 """A right is asked for so many budgets: the run before it, its own, and what it takes to tell."""
 LEAST_LEASE_S, LONGEST_LEASE_S = 900.0, 86_400.0
 _LOOK_BACK = 50
@@ -187,7 +187,7 @@ def claim_change(
     answer = ClaimAnswer("unknown", "this worker has run nothing yet")
     last = _last_run(project, spec.worker_id)
     if last.platform_key and last.task_hash:
-        seconds = LEASE_RUNS * (last.budget_seconds or 0.0)
+        seconds = CLAIM_BUDGETS * (last.budget_seconds or 0.0)
         answer = service(
             ClaimRequest(
                 platform_key=last.platform_key,

@@ -48,7 +48,7 @@ from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Metadata, OutboxEntry, Plan, Runtime, now, utc
 
 PENDING, SENT, REFUSED = "pending", "sent", "refused"
-MOST_TRIES = 20
+MAX_TRIES = 20
 """Tries that reached the hub. Then the entry is set aside, and holds up nothing else."""
 LOOK_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
@@ -161,7 +161,7 @@ class Outbox:
 
     def _failed(self, entry: OutboxEntry, error: DeliveryError) -> bool:
         """Return whether it is given up. What did not reach the hub is no try, and waits."""
-        if entry.tries >= MOST_TRIES and error.reached:
+        if entry.tries >= MAX_TRIES and error.reached:
             why = f"given up after {entry.tries} tries: {error.problem}"
             self._close(REFUSED, entry, last_error=why)
             return True
@@ -210,7 +210,7 @@ class HubReporter:
         self.project = project
         self.queue = queue
         self.outbox = outbox
-        self.lineage = SharedHistory(project)
+        self.lineage = PublishedHistory(project)
         self._stands: dict[str, bool] = {}
         """Experiment -> whether it stood when it was looked at last."""
         self._reasons: dict[str, str] = {}
@@ -336,7 +336,7 @@ def _hash_of(run: RunPaths) -> str:
     return digest.hexdigest()
 
 
-SHOWN_REFS = "refs/shown/"
+PUBLISHED_REFS = "refs/shown/"
 """Our commit -> the one that others know it as."""
 BEGINNING = datetime(2026, 1, 1, tzinfo=timezone.utc)
 """Fixed commit date of baselines, so that equal baselines have equal hashes."""
@@ -344,7 +344,7 @@ _PLAIN = ("100644", "100755")
 _READ_BY_GIT = (".gitattributes", ".gitmodules", ".gitignore")
 
 
-class SharedHistory:
+class PublishedHistory:
     """The commits that one project shows to others."""
 
     def __init__(self, project: Project) -> None:
@@ -352,7 +352,7 @@ class SharedHistory:
 
     def shown(self, commit: str) -> str | None:
         """Return the commit that others know ours as; None where it was never shown."""
-        return self.project.repository.read_ref(SHOWN_REFS + commit)
+        return self.project.repository.read_ref(PUBLISHED_REFS + commit)
 
     def baseline(self, commit: str) -> str:
         """Return the task's files at `commit`, as a commit without a parent."""
@@ -381,7 +381,7 @@ class SharedHistory:
 
     def adopt(self, commit: str, theirs: str) -> None:
         """Note that a commit of ours has the artifacts of `theirs`, which is shown instead."""
-        self.project.repository.compare_and_swap(SHOWN_REFS + commit, theirs, None)
+        self.project.repository.compare_and_swap(PUBLISHED_REFS + commit, theirs, None)
 
     def _show(
         self,
@@ -393,5 +393,5 @@ class SharedHistory:
     ) -> str:
         repository = self.project.repository
         shown = repository.commit_tree(repository.tree_of_files(files), parents, message, at=at)
-        repository.compare_and_swap(SHOWN_REFS + commit, shown, None)
+        repository.compare_and_swap(PUBLISHED_REFS + commit, shown, None)
         return self.shown(commit) or shown

@@ -39,10 +39,10 @@ from autohypothesis.schema import (
     now,
 )
 
-MOST_SETTINGS, MOST_CONSTRAINTS, MOST_NOTES, MOST_QUESTIONS = 5_000, 3_000, 4_000, 2_000
+MAX_SETTINGS, MAX_CONSTRAINTS, MAX_NOTES, MAX_QUESTIONS = 5_000, 3_000, 4_000, 2_000
 """Bytes of each section at most; `MAX_BYTES` is for all of them."""
-MOST_OPEN, MOST_FINDINGS, MOST_HEARD = 9_000, 7_500, 6_000
-MOST_KEEPS, MOST_CRASHES, MOST_DISCARDS = 20, 8, 20
+MAX_OPEN, MAX_FINDINGS, MAX_FEED_LINES = 9_000, 7_500, 6_000
+MAX_KEEPS, MAX_CRASHES, MAX_DISCARDS = 20, 8, 20
 """Findings of each kind."""
 LINE, TITLE = 300, 160
 """Characters of a line (a note, a constraint, a direction), of a finding's title."""
@@ -138,22 +138,22 @@ def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem
         generated_at=now(),
         repository=cut(str(project.layout.root), 1_000),
         objective=_objective(project.task),
-        constraints=_fit(_constraints(project.task, steering), MOST_CONSTRAINTS),
-        current_config=_fitting(sources.settings, MOST_SETTINGS),
+        constraints=_fit(_constraints(project.task, steering), MAX_CONSTRAINTS),
+        current_config=_fitting(sources.settings, MAX_SETTINGS),
         best_result=_best(sources.rows),
-        open_questions=_fit(_lines(steering.directions), MOST_QUESTIONS),
-        notes=_fit(_lines((*sources.notes, *damaged)), MOST_NOTES),
+        open_questions=_fit(_lines(steering.directions), MAX_QUESTIONS),
+        notes=_fit(_lines((*sources.notes, *damaged)), MAX_NOTES),
     )
     if sources.others is not None:
         brief.others = _heard(sources.others)
     rank = {"running": 0, "dispatched": 1}
     opened = sorted(sources.open, key=lambda at: (rank.get(at[0].state, 2), *best_first(at[1])))
     waiting = (_open_entry(*placed) for placed in opened)
-    brief.hypothesis_queue = _fit(waiting, min(MOST_OPEN, _room_in(brief)))
+    brief.hypothesis_queue = _fit(waiting, min(MAX_OPEN, _room_in(brief)))
     known = chain((hypothesis for _, hypothesis in sources.open), sources.done)
     by_id = {hypothesis.hypothesis_id: hypothesis for hypothesis in known}
     new = findings(sources.rows, lambda name: change_of(by_id[name]) if name in by_id else "")
-    brief.findings = _fit(chain(new, earlier), min(MOST_FINDINGS, _room_in(brief)))
+    brief.findings = _fit(chain(new, earlier), min(MAX_FINDINGS, _room_in(brief)))
     newest = nlargest(_ENOUGH_DONE, sources.done, key=lambda done: done.hypothesis_id)
     brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
     return brief
@@ -188,7 +188,7 @@ def _constraints(task: Task, steering: Steering) -> list[str]:
 
 
 def _heard(others: Others) -> Others:
-    room = MOST_HEARD // 3
+    room = MAX_FEED_LINES // 3
     return Others(
         server=cut(others.server, LINE),
         results=_fit(_lines(others.results), room),
@@ -270,7 +270,7 @@ def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[F
     Args:
         change_of: returns the change of a hypothesis in words.
     """
-    noted = _of_note(rows)
+    noted = _notable_rows(rows)
     seeds = _seeds(rows, {str(row["id"]) for row in noted})
     for row in noted:
         change = change_of(str(row.get("hypothesis_id") or ""))
@@ -286,7 +286,7 @@ def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[F
         )
 
 
-def _of_note(rows: Sequence[Row]) -> list[Row]:
+def _notable_rows(rows: Sequence[Row]) -> list[Row]:
     """Return keeps, newest first; the newest crash of each kind; discards far from the best."""
     changes = [
         row for row in rows if not row.get("replicates") and not is_baseline(cast(RowDocument, row))
@@ -300,12 +300,12 @@ def _of_note(rows: Sequence[Row]) -> list[Row]:
         kind = str(row.get("failure_kind") or "")
         if kind not in NOT_EVIDENCE:
             crashes.setdefault(kind, row)
-    half = MOST_DISCARDS // 2
+    half = MAX_DISCARDS // 2
     recent, older = by_status["discard"][:half], by_status["discard"][half:]
     older.sort(key=lambda row: abs(finite(row.get("delta")) or 0.0), reverse=True)
     return [
-        *by_status["keep"][:MOST_KEEPS],
-        *list(crashes.values())[:MOST_CRASHES],
+        *by_status["keep"][:MAX_KEEPS],
+        *list(crashes.values())[:MAX_CRASHES],
         *recent,
         *older[:half],
     ]

@@ -39,8 +39,8 @@ from autohypothesis.schema import (
     now,
 )
 
-MOST_FINDINGS = MOST_REGIONS = MOST_KNOBS = 40
-MOST_HISTORY = 100
+MAX_FINDINGS = MAX_REGIONS = MAX_KNOBS = 40
+MAX_HISTORY = 100
 TEXT, RATIONALE = 300, 240
 """Characters of a title or a detail, and of a reason or a change."""
 LIMIT = 16 * 1024 * 1024
@@ -75,7 +75,7 @@ def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class KnowledgeReport:
     """Findings from the decisions of a search.
 
     Attributes:
@@ -128,11 +128,11 @@ class Learnt:
             updated_at=now(),
             repository=str(self.project.layout.root),
             confirmed_findings=self._findings(confirmed, "confirmed"),
-            tentative_findings=[*earlier, *tentative[-MOST_FINDINGS:]],
+            tentative_findings=[*earlier, *tentative[-MAX_FINDINGS:]],
             contradictions=self._contradictions(),
             invalid_regions=[
                 f"{self._change(each)}: {each.reason} ({each.experiment_id})"[:TEXT]
-                for each in failed[-MOST_REGIONS:]
+                for each in failed[-MAX_REGIONS:]
             ],
             experiment_history=[
                 {
@@ -144,7 +144,7 @@ class Learnt:
                         }
                     ),
                 }
-                for each in decided[-MOST_HISTORY:]
+                for each in decided[-MAX_HISTORY:]
             ],
             meta_research={**self._meta(decided), **({"anchors": anchors} if anchors else {})},
         )  # fmt: skip
@@ -158,7 +158,7 @@ class Learnt:
                 confidence=confidence,
                 implication=self._change(each),
             )
-            for each in decisions[-MOST_FINDINGS:]
+            for each in decisions[-MAX_FINDINGS:]
         ]
 
     def _contradictions(self) -> list[str]:
@@ -173,7 +173,7 @@ class Learnt:
                 lines.append(f"{decision.experiment_id} was kept, then {now_is}")
             elif decision.confirmation == "refuted":
                 lines.append(f"{decision.experiment_id} was refuted: {decision.detail}")
-        return [line[:TEXT] for line in lines[-MOST_REGIONS:]]
+        return [line[:TEXT] for line in lines[-MAX_REGIONS:]]
 
     def _meta(self, decided: Sequence[Decision]) -> dict[str, Any]:
         changes = [each for each in decided if each.base_commit]
@@ -233,7 +233,7 @@ class Learnt:
         table.sort(
             key=lambda knob: (knob["better"] is None, -(knob["better"] or 0.0), knob["name"])
         )
-        return table[:MOST_KNOBS]
+        return table[:MAX_KNOBS]
 
     def _title(self, decision: Decision) -> str:
         known = self.hypotheses.get(decision.hypothesis_id)

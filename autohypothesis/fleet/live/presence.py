@@ -228,8 +228,10 @@ def refuse_beside_loop(layout: Layout) -> None:
     """
     if holder := held(layout, LOOP):
         status = read_role(layout, LOOP)
-        how_far = f", {status.last_action}" if status and role_lives(status) else ""
-        raise FleetError(f"a loop is at work in {layout.root}: {holder}{how_far}", hint=_WATCH_HINT)
+        progress_text = f", {status.last_action}" if status and role_lives(status) else ""
+        raise FleetError(
+            f"a loop is at work in {layout.root}: {holder}{progress_text}", hint=_WATCH_HINT
+        )
 
 
 def refuse_beside_fleet(layout: Layout) -> None:

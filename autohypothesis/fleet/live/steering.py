@@ -26,7 +26,7 @@ from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import FileStamp, file_stamp, read_bytes
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Setting, Steering, finite, nearest
+from autohypothesis.schema import Setting, Steering, did_you_mean, finite
 
 LIMIT = 1024 * 1024
 """Bytes of a page that a person wrote."""
@@ -242,7 +242,7 @@ def unknown_names(steering: Steering, names: list[str]) -> list[str]:
     """Return a line with a hint for each constant of the steering that the script does not have."""
     known = {name.lower() for name in names}
     return [
-        f"the steering names {name}, which the script does not have{nearest(name, names)}"
+        f"the steering names {name}, which the script does not have{did_you_mean(name, names)}"
         for name in (*steering.frozen, *steering.ranges)
         if name.lower() not in known
     ]

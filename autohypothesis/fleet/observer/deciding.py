@@ -40,15 +40,15 @@ REPEAT_PRIORITY = 900.0
 CONFIRM_PREFIX = "confirm-"
 KEY_LENGTH = 16
 """Characters of a platform's key that tell it from the others."""
-NEEDLESS = "nothing waits for it any more"
+NO_LONGER_NEEDED = "nothing waits for it any more"
 """The outcome of a run that was queued and then not wanted; it may be wanted again."""
-MOST_DEVICE_FAILURES = 3
+MAX_DEVICE_FAILURES = 3
 """Device failures under one hypothesis after which the hypothesis is blamed."""
 SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
 """Interval of searching for runs that no process collected."""
-LOOK_EVERY = 50
+SCAN_TIME_FACTOR = 50
 """Such a look takes one part in so many of the time."""
 WEIGHTS_BYTES = 20 << 30
 """Maximum of all weights together; within it, weights of replicated experiments are kept too."""
@@ -91,7 +91,7 @@ class Decider:
             self._collect_unattended_runs()
             self._sync()
             self._last_look = time.monotonic()
-            self._pause = max(LOOK_S, LOOK_EVERY * (self._last_look - now))
+            self._pause = max(LOOK_S, SCAN_TIME_FACTOR * (self._last_look - now))
         elif decisions or (self._dirty and now - self._last_sync >= SYNC_S):
             self._sync()
         if any(decision.decision_status in ("keep", "replicate") for decision in decisions):
@@ -246,7 +246,7 @@ class ReplicateScheduler:
         for win in wins:
             for run in win.runs:
                 hypothesis_id = known.get(source_of(run, win.platform_key))
-                if hypothesis_id and (why := self._hopeless(hypothesis_id)):
+                if hypothesis_id and (why := self._failure_reason(hypothesis_id)):
                     problems.append(
                         f"{win.experiment_id} waits for {hypothesis_id}, {run.title}: {why}"
                     )
@@ -260,7 +260,7 @@ class ReplicateScheduler:
             return ""
         decision = self.history.decision_about(hypothesis_id)
         ran_elsewhere = decision and decision.platform_key not in ("", key)
-        if ended.outcome == NEEDLESS or ran_elsewhere:
+        if ended.outcome == NO_LONGER_NEEDED or ran_elsewhere:
             self.queue.requeue(hypothesis_id)
             return f"{hypothesis_id} is queued again: {ended.title}"
         return ""
@@ -268,17 +268,17 @@ class ReplicateScheduler:
     def _take_back(self, replicate: Hypothesis) -> str:
         """Abandon what is queued for a win that was decided meanwhile, or whose base is gone."""
         with suppress(QueueError):  # a worker has just claimed it
-            self.queue.abandon(replicate.hypothesis_id, NEEDLESS)
-            return f"{replicate.hypothesis_id} is taken back: {NEEDLESS}"
+            self.queue.abandon(replicate.hypothesis_id, NO_LONGER_NEEDED)
+            return f"{replicate.hypothesis_id} is taken back: {NO_LONGER_NEEDED}"
         return ""
 
     def _ended(self, hypothesis_id: str) -> Hypothesis | None:
         placed = self.queue.read(hypothesis_id)
         return placed[1] if placed is not None and placed[0].state == "done" else None
 
-    def _hopeless(self, hypothesis_id: str) -> str:
+    def _failure_reason(self, hypothesis_id: str) -> str:
         ended = self._ended(hypothesis_id)
-        if ended is None or ended.outcome == NEEDLESS:
+        if ended is None or ended.outcome == NO_LONGER_NEEDED:
             return ""
         if ended.closed == "abandoned":
             return f"refused, {ended.outcome}"
@@ -386,9 +386,9 @@ class RequeuePolicy:
             and is_lost(decision)
             and self._device_blamed(experiment) is not None
         ]
-        if len(blamed) < MOST_DEVICE_FAILURES:
+        if len(blamed) < MAX_DEVICE_FAILURES:
             return []
-        why = f"{MOST_DEVICE_FAILURES} of its runs were lost with their device"
+        why = f"{MAX_DEVICE_FAILURES} of its runs were lost with their device"
         try:
             self.queue.abandon(hypothesis_id, why)
         except QueueError:

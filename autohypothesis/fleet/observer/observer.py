@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
-from autohypothesis.fleet.hub_sync.incoming import FeedReader, hub_connection, quote_feed
+from autohypothesis.fleet.hub_sync.incoming import FeedReader, hub_connection, summarize_feed
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter, Outbox
 from autohypothesis.fleet.live import presence, steering
 from autohypothesis.fleet.live.stop import StopRequest
@@ -23,11 +23,11 @@ from autohypothesis.fleet.observer.deciding import (
     awaiting,
 )
 from autohypothesis.fleet.observer.proposals import (
-    ProposalQueueing,
+    ProposalIntake,
     ProposerPool,
     needs_implementing,
 )
-from autohypothesis.fleet.observer.publishing import BackgroundTasks, Publishing
+from autohypothesis.fleet.observer.publishing import NoiseEstimator, Publishing
 from autohypothesis.fleet.observer.scheduling import (
     ALL_RUN,
     AvailableWorkers,
@@ -44,11 +44,11 @@ from autohypothesis.records.files import file_stamp
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.schema import Hypothesis, RoleStatus, Steering, Worker, now
 
-TURN_S = 0.1
+TURN_INTERVAL_S = 0.1
 """Interval of turns: a worker has one hypothesis waiting, so none is idle meanwhile."""
-FULL_S = 1.0
+IDLE_TURN_INTERVAL_S = 1.0
 """Interval of turns when no cheap check has seen a change."""
-DAMAGE_S = 5.0
+DAMAGE_CHECK_S = 5.0
 """Interval of checking for damaged files of the queue."""
 ENDED = ("finished", "failed", "stopped")
 
@@ -83,10 +83,10 @@ class Observer:
         self.baseline = BaselineSchedule(layout, self.queue, self.history, command)
         self.replicates = ReplicateScheduler(self.queue, self.history)
         self.pool = ProposerPool(proposers)
-        self.background = BackgroundTasks(project, self.history)
+        self.background = NoiseEstimator(project, self.history)
         self.publishing = Publishing(project, self.queue, self.index)
         self.reporter = HubReporter(project, self.queue, Outbox(layout)) if sharing else None
-        self.proposals = ProposalQueueing(project.task, self.queue, self.pool)
+        self.proposals = ProposalIntake(project.task, self.queue, self.pool)
         self.criteria = StopCriteria(limits, self.queue, self.index)
         self.available = AvailableWorkers(layout, tag, workers)
         self.dispatcher = Dispatcher(self.queue, self.requeue, self.available, self.index.platforms)
@@ -121,11 +121,11 @@ class Observer:
         last = float("-inf")
         while not stop.requested:
             seen = self._change_signature()
-            if seen != self._seen or time.monotonic() - last >= FULL_S:
+            if seen != self._seen or time.monotonic() - last >= IDLE_TURN_INTERVAL_S:
                 if not self.turn():
                     return self.status.state
                 self._seen, last = seen, time.monotonic()
-            stop.wait(TURN_S)
+            stop.wait(TURN_INTERVAL_S)
         if not stop.abandoned:
             self.last_turn()
         return "stopped"
@@ -266,10 +266,10 @@ class Observer:
         self.ended = criteria.why_over()
         self._closing = bool(self.ended)
         state = "waiting" if self.steering.stop else "working"
-        if self._closing or (criteria.room() == 0 and not criteria.is_given_out()):
+        if self._closing or (criteria.room() == 0 and not criteria.has_assigned_work()):
             self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
-            busy = criteria.is_given_out() or self._has_to_decide()
+            busy = criteria.has_assigned_work() or self._has_to_decide()
             state = "working" if busy else "finished"
         elif criteria.limits.ideas and not self.steering.stop and self._has_no_idea_left():
             words = len(self.queue.pending())
@@ -286,12 +286,12 @@ class Observer:
         return (
             self.history.has_reference()
             and self.pool.is_exhausted
-            and not self.criteria.is_given_out()
+            and not self.criteria.has_assigned_work()
             and not self._has_to_decide()
-            and all(map(self._is_words, self.queue.pending()))
+            and all(map(self._needs_implementation, self.queue.pending()))
         )
 
-    def _is_words(self, hypothesis: Hypothesis) -> bool:
+    def _needs_implementation(self, hypothesis: Hypothesis) -> bool:
         return needs_implementing(hypothesis, self.project.task)
 
     # ── work for the workers ──────────────────────────────────────────────────────────────
@@ -333,7 +333,7 @@ class Observer:
         pending = [
             idea
             for idea in self.queue.pending()
-            if not self._is_words(idea) and dispatcher.has_taker(idea)
+            if not self._needs_implementation(idea) and dispatcher.has_taker(idea)
         ]
         idle = [
             worker
@@ -366,7 +366,7 @@ class Observer:
                 available=self.available,
                 noise=self.background.noise,
                 notes=self._all_notes(),
-                others=quote_feed(self._feed.heard()) if self.reporter else None,
+                others=summarize_feed(self._feed.heard()) if self.reporter else None,
                 all=all or state in ENDED,
             )
             if self.reporter:
@@ -382,7 +382,9 @@ class Observer:
             f" {win.words}"
             for win in self.decider.needs_runs
         ]
-        if words := [idea.hypothesis_id for idea in self.queue.pending() if self._is_words(idea)]:
+        if words := [
+            idea.hypothesis_id for idea in self.queue.pending() if self._needs_implementation(idea)
+        ]:
             names = ", ".join(words[:5])
             notes.append(
                 f"{len(words)} hypotheses are words that wait for an implementation: {names}"
@@ -410,7 +412,7 @@ class Observer:
         """Return the damaged files of the queue; a look opens each, so not every turn."""
         if time.monotonic() >= self._next_damage:
             self._damage = [f"{damage.path}: {damage.reason}" for damage in self.queue.problems]
-            self._next_damage = time.monotonic() + DAMAGE_S
+            self._next_damage = time.monotonic() + DAMAGE_CHECK_S
         return self._damage
 
     def _report(self, state: str, problems: list[str]) -> None:

@@ -38,7 +38,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 SHOWN = 300
 """Characters of the message of a proposer that failed."""
-REMEMBERED = 50
+REMEMBERED_VERSIONS = 50
 """Refusals that a proposer is told of."""
 ENOUGH = 3
 """Answers in a row, on the same evidence, of which nothing could be used."""
@@ -67,7 +67,7 @@ class _Member:
     proposer: Proposer
     thinks: bool = False
     pause: float = 0.0
-    again_at: float = 0.0
+    next_attempt_at: float = 0.0
     problem: str = ""
     """Error message of its last answer, for which it waits; empty when it had no ideas."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -76,10 +76,10 @@ class _Member:
 
     def wait_longer(self) -> None:
         self.pause = min(max(self.pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-        self.again_at = monotonic() + self.pause
+        self.next_attempt_at = monotonic() + self.pause
 
     def wait_no_longer(self) -> None:
-        self.pause = self.again_at = 0.0
+        self.pause = self.next_attempt_at = 0.0
 
 
 class ProposerPool:
@@ -101,7 +101,7 @@ class ProposerPool:
             if member.thinks:
                 if not device_idle:
                     return None
-            elif member.again_at <= monotonic():
+            elif member.next_attempt_at <= monotonic():
                 return name
         return None
 
@@ -135,7 +135,7 @@ class ProposerPool:
     def record_answer_outcome(self, proposer: str, taken: int, refused: dict[str, str]) -> None:
         """Note what became of an answer; one of which nothing could be used is a reason to wait."""
         member = self._members[proposer]
-        member.refused = dict(list(refused.items())[-REMEMBERED:])
+        member.refused = dict(list(refused.items())[-REMEMBERED_VERSIONS:])
         if taken:
             member.wait_no_longer()
             member.unusable_answers = 0
@@ -146,7 +146,7 @@ class ProposerPool:
     def refuse(self, proposer: str, title: str, reason: str) -> None:
         """Note that an idea which was queued turned out to be of no use."""
         if (member := self._members.get(proposer)) is not None:
-            kept = list(member.refused.items())[-(REMEMBERED - 1) :]
+            kept = list(member.refused.items())[-(REMEMBERED_VERSIONS - 1) :]
             member.refused = dict([*kept, (title, reason)])
 
     def reset_after_decision(self) -> None:
@@ -179,7 +179,7 @@ class ProposerPool:
         now = monotonic()
         return [
             f"proposer {name} failed: {member.problem}; asked again in"
-            f" {max(0.0, member.again_at - now):.0f} s"
+            f" {max(0.0, member.next_attempt_at - now):.0f} s"
             for name, member in self._members.items()
             if member.problem
         ]
@@ -214,7 +214,7 @@ def needs_implementing(hypothesis: Hypothesis, task: Task) -> bool:
 
 
 @dataclass
-class ProposalQueueing:
+class ProposalIntake:
     """The way of proposals into the queue."""
 
     task: Task

@@ -14,7 +14,7 @@ from typing import Any
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.knowledge.brief import BriefPublisher, noise_words
-from autohypothesis.fleet.knowledge.knowledge_base import Learnt
+from autohypothesis.fleet.knowledge.knowledge_base import KnowledgeReport
 from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.observer.scheduling import AvailableWorkers
 from autohypothesis.fleet.observer.search_state import ExperimentIndex, SearchState
@@ -117,7 +117,7 @@ class Publishing:
         if learnt_from == self._learnt_from or not history.latest:
             return
         known = [*self.queue.open(), *self.queue.done()]
-        Learnt(
+        KnowledgeReport(
             project=self.project,
             history=history,
             planned={name: run.plan.hypothesis for name, run in self.index.runs.items()},
@@ -164,7 +164,7 @@ def write_summary(
         write_json(layout.live_summary, document, durable=False)
 
 
-class BackgroundTasks:
+class NoiseEstimator:
     """Requests the tool `noise` and calls it in a thread; a turn never waits for it."""
 
     def __init__(self, project: Project, history: LiveHistory) -> None:

@@ -28,7 +28,7 @@ from autohypothesis.schema import (
     now,
 )
 
-MOST_REPEATS = 2
+MAX_REPEATS = 2
 TAIL_LINES = 20
 ALL_RUN = "all that were to be run are run"
 SETTINGS_TO_LOWER: Mapping[str, tuple[str, ...]] = {
@@ -226,7 +226,7 @@ class BaselineSchedule:
         if first is None:
             return 0
         name, known = baseline_id(self.queue.tag), self.queue.sources()
-        sources = [f"{name}-repeat-{number}" for number in range(1, MOST_REPEATS + 1)]
+        sources = [f"{name}-repeat-{number}" for number in range(1, MAX_REPEATS + 1)]
         new = [source for source in sources if source not in known][:idle]
         again = Experiment(
             Change(),
@@ -390,7 +390,7 @@ class StopCriteria:
         begun = self._history.counted() + len(names) + len(ended)
         return max(0, self.max_experiments - begun)
 
-    def is_given_out(self) -> bool:
+    def has_assigned_work(self) -> bool:
         """Return whether a worker has a hypothesis, or has one waiting."""
         return bool(self.queue.running() or self.queue.dispatched())
 

@@ -30,7 +30,7 @@ from autohypothesis.schema import (
     Proposal,
     Setting,
     Steering,
-    nearest,
+    did_you_mean,
     now,
 )
 
@@ -49,7 +49,7 @@ class IndexedRun:
     """Lower case, as in config.json."""
     commit: str
     key: str
-    """`key_of` its hypothesis."""
+    """`change_key` its hypothesis."""
 
 
 class ExperimentIndex:
@@ -107,7 +107,7 @@ class ExperimentIndex:
             self._skipped.add(name)
             return
         worker, runtime = metadata.run.worker_id, metadata.runtime
-        self.runs[name] = IndexedRun(plan, config, runtime.commit, key_of(plan.hypothesis))
+        self.runs[name] = IndexedRun(plan, config, runtime.commit, change_key(plan.hypothesis))
         if runtime.platform_key and plan.created_at >= self._last.get(worker, plan.created_at):
             self.platforms[worker], self._last[worker] = runtime.platform_key, plan.created_at
         if runtime.parent_commit and plan.hypothesis.config_overrides:
@@ -243,7 +243,7 @@ class SearchState:
             others: of the queue, those that came before it.
             besides: its own id, where it has one: its own runs are no duplicates.
         """
-        if not (idea.config_overrides or key_of(idea)):
+        if not (idea.config_overrides or change_key(idea)):
             nothing = "it changes nothing, and names no experiment to repeat in `replicates`"
             return "" if idea.replicates else nothing
         reason = self._against_settings(idea.config_overrides)
@@ -256,7 +256,7 @@ class SearchState:
                 outcome = ", ".join(filter(None, words))[:300]
             return f"it was run before, as {name}: {outcome}"
         for other in others:
-            if other.hypothesis_id != besides and self._lead_to_the_same(idea, other):
+            if other.hypothesis_id != besides and self._are_equivalent(idea, other):
                 return f"the same is in the queue already, as {other.hypothesis_id}"
         return ""
 
@@ -267,7 +267,7 @@ class SearchState:
         known = {name.lower() for name in (*self.reference.names, *before)}
         for name in overrides:
             if known and name.lower() not in known:
-                near = nearest(name, list(self.reference.names))
+                near = did_you_mean(name, list(self.reference.names))
                 return f"the script has no constant {name!r} to set{near}"
         wanted = self.reference.by_name(overrides)
         if all(name in before and same(before[name], value) for name, value in wanted.items()):
@@ -281,7 +281,7 @@ class SearchState:
         A replicate does not count: its first experiment does. Else a win that was contaminated
         after its replicates had run would be refused as a duplicate of them when it comes back.
         """
-        key, latest = key_of(idea), self.index.history.latest
+        key, latest = change_key(idea), self.index.history.latest
         for name, run in self.index.runs.items():
             if run.plan.replicates or run.plan.hypothesis.hypothesis_id == besides:
                 continue
@@ -303,8 +303,8 @@ class SearchState:
             and self._equal(wanted, run.settings, overrides, run.plan.hypothesis.config_overrides)
         )
 
-    def _lead_to_the_same(self, idea: Proposal, other: Proposal) -> bool:
-        keys = [key_of(idea), key_of(other)]
+    def _are_equivalent(self, idea: Proposal, other: Proposal) -> bool:
+        keys = [change_key(idea), change_key(other)]
         if any(keys) or not (idea.config_overrides and other.config_overrides):
             return any(keys) and keys[0] == keys[1]
         overrides = (idea.config_overrides, other.config_overrides)
@@ -324,7 +324,7 @@ def _lower(settings: Settings) -> dict[str, Setting]:
     return {key.lower(): value for key, value in settings.items()}
 
 
-def key_of(idea: Proposal | PlannedHypothesis) -> str:
+def change_key(idea: Proposal | PlannedHypothesis) -> str:
     """Hash what a text does: blank ends, blob ids and line numbers tell nothing."""
     text = idea.patch or idea.instructions or idea.artifacts_from
     if not text or not text.strip():

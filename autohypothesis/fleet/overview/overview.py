@@ -221,7 +221,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     counts, waiting = look.queue(queue)
     roles, workers = look.roles(), look.workers()
     alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
-    look.note_ended(roles, workers)
+    look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
     look.note_refused(layout.inbox_refused, "not taken")
     look.note_refused(layout.conflicts, "not taken, delete it when you have read this")
@@ -371,7 +371,7 @@ class _Reader:
         until = self.now if alive else beat.updated_at
         return _share(beat.busy_seconds, (until - beat.started_at).total_seconds())
 
-    def note_ended(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
+    def note_dead_processes(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
         """Name the problems of the roles, and the processes that died without leaving."""
         supervised = any(role.role == "supervisor" and role.alive for role in roles)
         then = "monitor" if supervised else "up"

@@ -72,7 +72,7 @@ DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
-class ResultTrial:
+class DecidedExperiment:
     """One decided experiment."""
 
     experiment_id: str | None
@@ -90,7 +90,7 @@ class ResultTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptTrial(ResultTrial):
+class KeptTrial(DecidedExperiment):
     """One step of the reference. Gains are positive where it got better."""
 
     gain: float | None = None
@@ -114,8 +114,8 @@ class Results:
     undecided: int | None
     keep_rate: float | None
     """Kept share of the decided experiments, without the baseline."""
-    start: ResultTrial | None
-    best: ResultTrial | None
+    start: DecidedExperiment | None
+    best: DecidedExperiment | None
     gain: float | None
     """Improvement from the start to the best."""
     keeps: Sequence[KeptTrial]
@@ -126,10 +126,10 @@ class Results:
     hours: float | None
     """Hours from the first start to the last end."""
     per_hour: float | None
-    trials: Sequence[ResultTrial] = field(repr=False, default=())
+    trials: Sequence[DecidedExperiment] = field(repr=False, default=())
     notes: Sequence[str] = ()
 
-    def top(self, count: int, *, kept_only: bool = False) -> list[ResultTrial]:
+    def top(self, count: int, *, kept_only: bool = False) -> list[DecidedExperiment]:
         """Return the best measured trials, best first; of equal ones the earlier first.
 
         What is damaged has no rank: it comes last.
@@ -176,7 +176,7 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
 def from_table(table: knowledge_base.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
     trials = {
-        line.line: ResultTrial(
+        line.line: DecidedExperiment(
             None, line.commit, line.value, line.memory_gb, line.status, line.description,
             baseline=line is table.first is table.tried[0],
         )
@@ -198,9 +198,9 @@ def _counts(row: Row) -> bool:
     )
 
 
-def _trial(row: Row) -> ResultTrial:
+def _trial(row: Row) -> DecidedExperiment:
     crashed = row.get("decision_status", row["status"]) == "crash"
-    return ResultTrial(
+    return DecidedExperiment(
         experiment_id=str(row["id"]),
         commit=str(row.get("commit") or ""),
         value=None if crashed else row.get("metric_value"),
@@ -216,7 +216,7 @@ def _trial(row: Row) -> ResultTrial:
 
 
 def _results(
-    source: str, trials: Sequence[ResultTrial], best: ResultTrial | None, **known: Any
+    source: str, trials: Sequence[DecidedExperiment], best: DecidedExperiment | None, **known: Any
 ) -> Results:
     """Return the results that follow from trials that count, with what else is known."""
     counts = Counter(trial.status for trial in trials)
@@ -239,9 +239,9 @@ def _results(
     )
 
 
-def _steps(kept: Iterable[ResultTrial]) -> list[KeptTrial]:
+def _steps(kept: Iterable[DecidedExperiment]) -> list[KeptTrial]:
     """Return each keep with its gain over those before it on its platform."""
-    by_platform: dict[str, list[ResultTrial]] = {}
+    by_platform: dict[str, list[DecidedExperiment]] = {}
     steps = []
     for trial in kept:
         before = by_platform.setdefault(trial.platform_key, [])
@@ -251,7 +251,9 @@ def _steps(kept: Iterable[ResultTrial]) -> list[KeptTrial]:
     return steps
 
 
-def _start(kept: Iterable[ResultTrial], best: ResultTrial | None) -> ResultTrial | None:
+def _start(
+    kept: Iterable[DecidedExperiment], best: DecidedExperiment | None
+) -> DecidedExperiment | None:
     """Return where the platform of the best began: its baseline, else its first keep."""
     if best is None:
         return None
@@ -259,7 +261,7 @@ def _start(kept: Iterable[ResultTrial], best: ResultTrial | None) -> ResultTrial
     return next((trial for trial in same if trial.baseline), same[0])
 
 
-def _gain(trial: ResultTrial, over: ResultTrial) -> float:
+def _gain(trial: DecidedExperiment, over: DecidedExperiment) -> float:
     """Return how much better `trial` is; negative where it is worse."""
     return better_by(trial.value or 0.0, over.value or 0.0, trial.direction)
 

@@ -68,7 +68,7 @@ def _names(inbox: Path) -> list[str]:
     ]
 
 
-class _Reserved(BaseModel):
+class _ReservedIds(BaseModel):
     """Ids reserved for the proposals of one inbox file."""
 
     file: str
@@ -123,7 +123,7 @@ class _Inbox:
         ideas = self._read(taken, name)
         if ideas is None:
             return
-        reserved = _Reserved(file=name)
+        reserved = _ReservedIds(file=name)
         for idea in ideas:
             try:
                 proposal = self._proposal(idea)
@@ -142,7 +142,7 @@ class _Inbox:
         """Add what is not in the queue yet, set aside what was refused, and forget both."""
         ids.with_suffix(_TAKEN).unlink(missing_ok=True)
         try:
-            reserved = load(_Reserved, ids, 8 * JSON_LIMIT)
+            reserved = load(_ReservedIds, ids, 8 * JSON_LIMIT)
         except RecordError as error:
             why = f"was damaged after it was taken: {error}"
             self._refuse(ids.name.lstrip("."), why, path=ids)

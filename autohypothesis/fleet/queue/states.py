@@ -45,11 +45,11 @@ REPAIR_S = 60.0
 """Interval of searching the whole queue for what killed steps left."""
 _SEE = "`python orchestrator.py hypotheses` lists them"
 
-LOOKS = 10
+MAX_LIST_RETRIES = 10
 """Listings of a queue in motion; two that agree are a picture of one moment."""
 _SETTLING_NS = 100_000_000
 """A folder changed this recently may change again within one tick of the file system's clock."""
-_MADE = re.compile(r"(h-.+)-\d{4,9}|(baseline-.+)")
+_GENERATED_ID = re.compile(r"(h-.+)-\d{4,9}|(baseline-.+)")
 _COUNTER = "-99999"
 """Room that `ids` leaves behind the stem of a tag."""
 
@@ -73,7 +73,7 @@ _RANK = {"pending": 0, "dispatched": 1, "running": 2, "done": 3}
 
 def of_tag(name: str, tag: str) -> bool:
     """Return whether `tag` may have this id: it was not made for another tag."""
-    made = _MADE.fullmatch(name)
+    made = _GENERATED_ID.fullmatch(name)
     if made is None:
         return True
     if made[2] is not None:
@@ -250,13 +250,13 @@ class Queue:
     def dispatch(self, hypothesis_id: str, worker: str) -> None:
         """Move pending -> dispatched to `worker`."""
         with self._step(f"dispatching {hypothesis_id}"):
-            self._expect(hypothesis_id, ("pending",))
+            self._require_state(hypothesis_id, ("pending",))
             self._move(hypothesis_id, PENDING, QueuePlace("dispatched", worker))
 
     def withdraw(self, hypothesis_id: str) -> None:
         """Move dispatched -> pending."""
         with self._step(f"withdrawing {hypothesis_id}"):
-            self._move(hypothesis_id, self._expect(hypothesis_id, ("dispatched",)), PENDING)
+            self._move(hypothesis_id, self._require_state(hypothesis_id, ("dispatched",)), PENDING)
 
     def claim(self, worker: str) -> Hypothesis | None:
         """Move the best that waits for `worker` to running; return None when nothing waits."""
@@ -268,7 +268,7 @@ class Queue:
             loaded = filter(None, (self._load(name, place) for name in self._names(place)))
             for hypothesis in sorted(loaded, key=best_first):
                 name = hypothesis.hypothesis_id
-                if hypothesis.tag != self.tag or self._locate(name) != place:
+                if hypothesis.tag != self.tag or self._repair_and_locate(name) != place:
                     continue
                 try:
                     self._move(name, place, QueuePlace("running", worker))
@@ -282,13 +282,13 @@ class Queue:
     def release(self, hypothesis_id: str, worker: str) -> None:
         """Move running -> dispatched: it was claimed, and never begun."""
         with self._step(f"releasing {hypothesis_id}"):
-            place = self._expect(hypothesis_id, ("running",), worker)
+            place = self._require_state(hypothesis_id, ("running",), worker)
             self._move(hypothesis_id, place, QueuePlace("dispatched", worker))
 
     def note_claim(self, hypothesis_id: str, worker: str, claimed: bool) -> None:
         """Note of a running one whether a hub gave the right to try it."""
         with self._step(f"noting the claim of {hypothesis_id}"):
-            place = self._expect(hypothesis_id, ("running",), worker)
+            place = self._require_state(hypothesis_id, ("running",), worker)
             self._rewrite(hypothesis_id, place, claimed=claimed)
 
     def finish(
@@ -306,7 +306,7 @@ class Queue:
     def requeue(self, hypothesis_id: str) -> None:
         """Move done or running -> pending, as if it had never been tried."""
         with self._step(f"requeueing {hypothesis_id}"):
-            place = self._expect(hypothesis_id, ("done", "running"), end=False)
+            place = self._require_state(hypothesis_id, ("done", "running"), end=False)
             tried = newest_attempt(self.layout, hypothesis_id)
             self._rewrite(hypothesis_id, place, closed=None, outcome="", tried=tried)
             self._move(hypothesis_id, place, PENDING)
@@ -324,10 +324,10 @@ class Queue:
         for place in self._folders():
             sweep(self.layout.hypotheses(*place))
             for name in self._names(place):
-                self._locate(name)
+                self._repair_and_locate(name)
         sweep(self.layout.hypotheses("done"))
 
-    def _locate(self, name: str, *, end: bool = True) -> QueuePlace | None:
+    def _repair_and_locate(self, name: str, *, end: bool = True) -> QueuePlace | None:
         """Return its place, after ending a step that was cut off; a closing only with `end`."""
         places = self._places(name)
         if not places:
@@ -346,7 +346,7 @@ class Queue:
             return DONE
         return place
 
-    def _expect(
+    def _require_state(
         self,
         name: str,
         states: tuple[HypothesisState, ...],
@@ -355,7 +355,7 @@ class Queue:
         end: bool = True,
     ) -> QueuePlace:
         """Return its place, which is in one of `states`, and of `worker` if one is given."""
-        place = self._locate(name, end=end)
+        place = self._repair_and_locate(name, end=end)
         if place is None:
             raise QueueError(f"hypothesis {name} is not in the queue", hint=_SEE)
         if place.state not in states or worker not in (None, place.worker):
@@ -380,9 +380,9 @@ class Queue:
         closed: Closed,
         outcome: str,
     ) -> None:
-        done = self._load(name, DONE) if self._locate(name, end=False) == DONE else None
+        done = self._load(name, DONE) if self._repair_and_locate(name, end=False) == DONE else None
         if done is None or done.closed != closed:
-            place = self._expect(name, states, worker, end=False)
+            place = self._require_state(name, states, worker, end=False)
             self._rewrite(name, place, closed=closed, outcome=outcome)
             self._move(name, place, DONE)
 
@@ -445,12 +445,12 @@ class Queue:
         return self._done[1]
 
     def _snapshot(self) -> dict[str, list[QueuePlace]]:
-        """Return open id -> where it is seen, latest state first, without a lock: see `LOOKS`.
+        """Return open id -> where it is seen, latest state first, without a lock.
 
         An id that is done as well is left out: of two states the later one holds.
         """
         before = self._seen()
-        for _ in range(LOOKS):
+        for _ in range(MAX_LIST_RETRIES):
             seen = self._seen()
             if seen == before:
                 break
@@ -488,7 +488,7 @@ class Queue:
 
     def _resolve(self, name: str, places: list[QueuePlace]) -> tuple[QueuePlace, Hypothesis] | None:
         """Return place and content; None when it is nowhere, or cannot be read."""
-        for _ in range(LOOKS):
+        for _ in range(MAX_LIST_RETRIES):
             if not places:
                 return None
             hypothesis = self._load(name, places[0])

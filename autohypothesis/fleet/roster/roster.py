@@ -242,7 +242,7 @@ class _FleetSetup:
         reference, done = self.project.reference(), {}
         for worker in self.chosen:
             path = self.layout.worktree(worker.worker_id)
-            wrong = self.trees.wrong_with(worker.worker_id)
+            wrong = self.trees.problem_of(worker.worker_id)
             user = users_of(self.layout, worker.worker_id, path) if wrong and path.is_dir() else ""
             if user:
                 self.notes.append(f"{path} was left alone ({wrong}): it is used by {user}")

@@ -67,7 +67,7 @@ class Worktrees:
             )
         spaces = {worker: self.workspace(worker) for worker in workers}
         for space in spaces.values():
-            self._lead_back(space.path)
+            self._repair_gitdir(space.path)
         refuse_checked_out(self.repository, self.tag)
         self.refuse_places(spaces)
         elsewhere = {tree.branch: tree.path for tree in self.repository.worktrees()}
@@ -102,7 +102,7 @@ class Worktrees:
             if obstacle := worktree_obstacle(self.repository, path, worker_branch(self.tag, name)):
                 raise _in_the_way(path, obstacle)
 
-    def _lead_back(self, path: Path) -> None:
+    def _repair_gitdir(self, path: Path) -> None:
         """Let git find a worktree of ours again whose entry lost its path."""
         entry = worktree_entry(path)
         if entry is None or not entry.is_dir() or not is_entry_here(self.repository, path):
@@ -123,7 +123,7 @@ class Worktrees:
         if self.repository.read_ref(ref) is None:
             self.repository.compare_and_swap(ref, reference, None)
         commit = self.repository.read_ref(f"{HEADS}{workspace.branch}") or reference
-        wrong = self.wrong_with(worker)
+        wrong = self.problem_of(worker)
         if not wrong:
             return ""
         kept = self.rescue(workspace, commit)
@@ -132,7 +132,7 @@ class Worktrees:
         workspace.checkout(commit)
         return "made" if wrong == MISSING else f"made again ({wrong}{kept and '; ' + kept})"
 
-    def wrong_with(self, worker: str) -> str:
+    def problem_of(self, worker: str) -> str:
         """Return why the worktree of `worker` cannot be used as it is; empty when it can."""
         workspace = self.workspace(worker)
         path = workspace.path
@@ -184,7 +184,7 @@ class Worktrees:
                 return f"its changes are in {SALVAGE}{name}" if salvaged else ""
             except GitError:
                 pass  # its index cannot be read: the files can
-        if not _holds_more(path, self.repository.entries(commit)):
+        if not _has_uncommitted_files(path, self.repository.entries(commit)):
             return ""
         return f"what was there is in {set_aside(path)}"
 
@@ -212,7 +212,7 @@ def _in_the_way(path: Path, what: str) -> FleetError:
     return FleetError(f"{path} is in the way: {what}", hint=f"move it away: mv {path} {path}.old")
 
 
-def _holds_more(folder: Path, entries: Mapping[str, Entry]) -> bool:
+def _has_uncommitted_files(folder: Path, entries: Mapping[str, Entry]) -> bool:
     """Return whether a file in `folder` is not as git has it, so that it would be lost."""
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]

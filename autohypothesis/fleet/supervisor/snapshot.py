@@ -327,7 +327,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
             f"{repository.root} has no snapshot of the search {tag!r}",
             hint=f"see `git for-each-ref {LEDGERS}`, or fetch it: {FETCH}",
         )
-    repository.exclude(layout.made_on_use)
+    repository.exclude(layout.git_exclude_patterns)
     research = str(layout.research.relative_to(layout.root))
     there = git_bundle.listing(repository, commit, [f"{research}/"])
     decisions = str(layout.decisions.relative_to(layout.root))

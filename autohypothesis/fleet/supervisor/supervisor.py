@@ -53,7 +53,7 @@ STEADY_S = 60.0
 """A role that lived so long begins anew with the first pause."""
 PATIENCE_S = 180.0
 """Seconds for the roles of one stage to exit; then they are killed."""
-KEEPER_S = 3.0
+SYNC_EXIT_S = 3.0
 """Seconds for the sync process to exit; then it is killed, since its files can be made again."""
 LAST_SYNC_S = 8.0
 """Seconds for the last sync after a Ctrl-C; the next `up` or `sync` makes what is missing."""
@@ -218,7 +218,7 @@ class Supervisor:
         if not stop.hard:
             self._report("stopping", f"asks {_names(staged)} to stop")
             self._signal(staged, signal.SIGTERM)
-            for slow, seconds in ((False, PATIENCE_S), (True, KEEPER_S)):
+            for slow, seconds in ((False, PATIENCE_S), (True, SYNC_EXIT_S)):
                 group = [child for child in staged if bool(child.spec.nice) is slow]
                 self._wait(group, lambda: stop.hard, seconds)
         self._signal(self.children if stop.hard else staged, signal.SIGKILL)

@@ -160,7 +160,7 @@ class ToolBuilder:
         report = {
             "state": state,
             "last_action": self._action,
-            "problems": [one for one in (problem, *map(self._for_a_person, found)) if one],
+            "problems": [one for one in (problem, *map(self._manual_action, found)) if one],
             "details": {
                 status: counts[status]
                 for status in ("requested", "published", "adopted", "discarded")
@@ -174,7 +174,7 @@ class ToolBuilder:
                 presence.write_role(self._layout, status)
                 self._reported = report
 
-    def _for_a_person(self, tool: Tool) -> str:
+    def _manual_action(self, tool: Tool) -> str:
         """Return what a person has to do about a request; empty where that is nothing."""
         if tool.status != "requested":
             return ""

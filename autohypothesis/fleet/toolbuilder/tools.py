@@ -26,7 +26,7 @@ from autohypothesis.records import jsonl, locks
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_atomic
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.outputs import DerivedFile
-from autohypothesis.schema import Registry, Tool, nearest, now, rfc3339
+from autohypothesis.schema import Registry, Tool, did_you_mean, now, rfc3339
 
 RUN_S = 300.0
 """Seconds that a call of a script may take."""
@@ -121,7 +121,7 @@ def _changing(layout: Layout, doing: str) -> Iterator[dict[str, Tool]]:
 def _named(known: Mapping[str, Tool], tool_id: str) -> Tool:
     if tool_id not in known:
         raise ToolError(
-            f"no tool is called {tool_id!r}{nearest(tool_id, list(known))}",
+            f"no tool is called {tool_id!r}{did_you_mean(tool_id, list(known))}",
             hint="`python orchestrator.py tools list` names them",
         )
     return known[tool_id]

@@ -132,7 +132,7 @@ class FleetWorker:
 
     def _turn(self, stop: StopRequest) -> None:
         if not self._is_blocked():
-            self._look_ahead()
+            self._prepare_next()
         if self.current is not None:
             self._follow(self.current)
         elif self._blocked or not self._begin():
@@ -188,7 +188,7 @@ class FleetWorker:
 
     # ── claim and prepare ─────────────────────────────────────────────────────────────────
 
-    def _look_ahead(self) -> None:
+    def _prepare_next(self) -> None:
         """Claim and prepare the hypothesis after the one that runs."""
         if self.next is not None:
             if self.next.is_over:
@@ -211,7 +211,7 @@ class FleetWorker:
     def _take_preparation(self, prepared: Preparation) -> None:
         name = prepared.hypothesis.hypothesis_id
         if prepared.spec is not None:
-            self._keep_fresh(prepared)
+            self._discard_if_stale(prepared)
             return
         if prepared.refusal:
             self._return_prepared()
@@ -230,7 +230,7 @@ class FleetWorker:
         self.claims.give_back(name)
         self._pause(f"{name} could not be prepared: {prepared.error}")
 
-    def _keep_fresh(self, prepared: Preparation) -> None:
+    def _discard_if_stale(self, prepared: Preparation) -> None:
         """Give back a candidate of an older reference, where there is time to make it anew."""
         moment, spec = time.monotonic(), prepared.spec
         if self.current is None or spec is None or spec.parent_commit is None:

@@ -20,7 +20,7 @@ from autohypothesis.errors import (
 )
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import ClaimAnswer, ClaimRequest, hub_connection
-from autohypothesis.fleet.hub_sync.outgoing import SharedHistory
+from autohypothesis.fleet.hub_sync.outgoing import PublishedHistory
 from autohypothesis.fleet.observer.proposals import suggest
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.hub.client.credentials import Credentials
@@ -96,7 +96,7 @@ def tell_task(hub: HubClient, project: Project) -> None:
     Raises:
         HubError: it knows a task of this name with other files, terms or data.
     """
-    baseline = SharedHistory(project).baseline(_start(project))
+    baseline = PublishedHistory(project).baseline(_start(project))
     try:
         hub.tell_task({**task_terms(project), "baseline": baseline})
     except HubNotFoundError:
@@ -165,7 +165,7 @@ class HubClaims:
 # ── results of others ───────────────────────────────────────────────────────────────────────
 
 
-class QueuedCheck(NamedTuple):
+class QueuedVerification(NamedTuple):
     """The outcome for one result that was to be verified."""
 
     result: int
@@ -178,7 +178,7 @@ class QueuedCheck(NamedTuple):
 
 def verify(
     hub: HubClient, agent: str, project: Project, wanted: Sequence[int], most: int
-) -> list[QueuedCheck]:
+) -> list[QueuedVerification]:
     """Queue runs of `wanted` results; without any, of those on our platforms that are only claimed.
 
     Such a run is a hypothesis like any other, which waits until no other idea does: it may win
@@ -211,8 +211,8 @@ def verify(
 
 def _queue(
     hub: HubClient, project: Project, queue: Queue, result: HubResult, reason: str
-) -> QueuedCheck:
-    queued = QueuedCheck(result.id, result.agent_id, result.description, None, reason)
+) -> QueuedVerification:
+    queued = QueuedVerification(result.id, result.agent_id, result.description, None, reason)
     if reason:
         return queued
     try:

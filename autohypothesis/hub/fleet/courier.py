@@ -72,7 +72,7 @@ _FINAL = (400, 404, 409, 413, 422)
 _PAGE = 200
 _NEWEST = 20
 """Posts that are asked for to see the newest: the very newest may be a bad record."""
-_MOST_PAGES = 50
+_MAX_PAGES = 50
 
 
 class CourierProcess:
@@ -358,7 +358,7 @@ class HubDelivery:
 
     def _posts(self, channel: str, at_once: int) -> Iterator[HubPost]:
         """The newest first; none where there is no such channel yet."""
-        for page in range(_MOST_PAGES):
+        for page in range(_MAX_PAGES):
             try:
                 posts = self._hub.posts(channel, at_once, page * at_once)
             except HubNotFoundError:

@@ -37,7 +37,7 @@ _REPLIES = 10
 """Replies shown of a thread in its channel; its own page has the others."""
 _DEEPEST = 4
 """Maximum level of indentation of replies to replies."""
-_MOST_REPLIES = 2_000
+_MAX_REPLIES = 2_000
 """Maximum replies of a thread that its page links to; each has a page of its own."""
 PostNumber = Annotated[int, Path(ge=0)]
 
@@ -155,7 +155,7 @@ def of_agent(database: Database, agent: str, limit: int, offset: int) -> list[Ro
     return [{**row, "depth": 0, "more": None} for row in rows]
 
 
-def numbers_below(database: Database, root: int, most: int = _MOST_REPLIES) -> list[int]:
+def numbers_below(database: Database, root: int, most: int = _MAX_REPLIES) -> list[int]:
     """Return the replies to a post, the replies to those, and so on, level by level."""
     numbers: list[int] = []
     level = [root]

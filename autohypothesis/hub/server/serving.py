@@ -35,7 +35,7 @@ from autohypothesis.hub.server.settings import DataFolder, HubLimits, Settings, 
 _GRACE_S = 10
 _QUEUE = 1024
 """Connections that wait in the kernel to be accepted."""
-_MOST_CONNECTIONS = 2_000
+_MAX_CONNECTIONS = 2_000
 """Maximum connections of a hub, however many descriptors it may have."""
 _OTHER_DESCRIPTORS = 192
 """Kept for the database, git and uploads."""
@@ -150,11 +150,11 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
 def _descriptors() -> int:
     """Return the number of files and connections that this process may have open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST_CONNECTIONS + _OTHER_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return _MAX_CONNECTIONS + _OTHER_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def _most_connections() -> int:
-    return max(_LEAST_CONNECTIONS, min(_MOST_CONNECTIONS, _descriptors() - _OTHER_DESCRIPTORS))
+    return max(_LEAST_CONNECTIONS, min(_MAX_CONNECTIONS, _descriptors() - _OTHER_DESCRIPTORS))
 
 
 @dataclass(slots=True)

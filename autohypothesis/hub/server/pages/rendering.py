@@ -200,7 +200,7 @@ _TAGS = {
 }  # fmt: skip
 _ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
 _SPECIAL = re.compile(r"[\[\]*_`~|<>!&\\]")
-_MOST_SPECIAL = 4_000
+_MAX_SPECIAL = 4_000
 """Characters that mean something in markdown. Parsing is quadratic in some of them, so a post
 with more, which people do not write, is shown as it was sent."""
 
@@ -208,7 +208,7 @@ with more, which people do not write, is shown as it was sent."""
 @lru_cache(maxsize=256)  # posts do not change, and this takes milliseconds
 def markdown(text: str) -> Markup:
     """The HTML of a post."""
-    if len(_SPECIAL.findall(text)) > _MOST_SPECIAL:
+    if len(_SPECIAL.findall(text)) > _MAX_SPECIAL:
         return Markup("<pre>%s</pre>") % escape(text)
     clean = nh3.clean(
         _parser().render(text), tags=_TAGS, attributes=_ATTRIBUTES,
