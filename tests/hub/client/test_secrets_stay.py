@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,53 +39,37 @@ def test_words_with_a_secret_are_not_sent(cli: Cli, stand_in: StandIn) -> None:
     assert stand_in.posts == ["hello"] and len(stand_in.channels) == 1
 
 
-def _message(root: Path) -> None:
-    git(root, "commit", "-q", "--allow-empty", "-m", f"subject\n\n{SECRET}")
-
-
-def _file(root: Path) -> None:
-    (root / "train.py").write_text(f"# {SECRET}\n")
-    git(root, "commit", "-q", "-am", "train")
-
-
-def _undone(root: Path) -> None:
-    """It is in no file of the last commit, and the hub would have it all the same."""
-    _file(root)
-    (root / "train.py").write_text("# nothing\n")
-    git(root, "commit", "-q", "-am", "undone")
-
-
-def _name(root: Path) -> None:
-    (root / "inner").mkdir()
-    (root / "inner" / f"{SECRET}.txt").write_text("x")
+def _commit(root: Path, message: str, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
     git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "name")
+    git(root, "commit", "-q", "--allow-empty", "-m", message)
 
 
-def _binary(root: Path) -> None:
-    """Beyond the first piece, and across the border of two."""
-    before = b"\0\xff" * ((git_bundle._PIECE - 8) // 2)
-    (root / "data.bin").write_bytes(before + SECRET.encode() + b"\0" * 100)
-    git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "binary")
+IN_A_FILE = ("train", {"train.py": f"# {SECRET}\n".encode()})
+BEYOND_THE_FIRST_PIECE = b"\0\xff" * ((git_bundle._PIECE - 8) // 2) + SECRET.encode() + bytes(100)
+HISTORIES: list[tuple[str, list[tuple[str, dict[str, bytes]]]]] = [
+    ("the message of commit", [(f"subject\n\n{SECRET}", {})]),
+    ("train.py", [IN_A_FILE]),
+    ("train.py", [IN_A_FILE, ("undone", {"train.py": b"# nothing\n"})]),
+    ("a name in inner", [("name", {f"inner/{SECRET}.txt": b"x"})]),
+    ("data.bin", [("binary", {"data.bin": BEYOND_THE_FIRST_PIECE})]),
+]
+"""Where the secret is, and the commits; one that was undone the hub would have all the same."""
 
 
-WHERE = {
-    _message: "the message of commit", _file: "train.py", _undone: "train.py",
-    _name: "a name in inner", _binary: "data.bin",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("make", WHERE)
+@pytest.mark.parametrize(("where", "commits"), HISTORIES, ids=range(5))
 def test_a_push_with_a_secret_is_not_sent(
-    make: Callable[[Path], None], hub: HubClient, stand_in: StandIn, foreign: Path
-) -> None:
+    where: str, commits: list[tuple[str, dict[str, bytes]]], hub: HubClient, stand_in: StandIn,
+    foreign: Path,
+) -> None:  # fmt: skip
     repository = Repository(foreign)
     assert hub_client.push(hub, repository, repository.head()).commits == 1
-    make(foreign)
-    head = git(foreign, "rev-parse", "HEAD")
-    with pytest.raises(SecretError, match=f"{WHERE[make]}.* holds the value of ") as caught:
-        hub_client.push(hub, Repository(foreign), head)
+    for message, files in commits:
+        _commit(foreign, message, files)
+    with pytest.raises(SecretError, match=f"{where}.* holds the value of ") as caught:
+        hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     assert SECRET not in str(caught.value)
     assert len(stand_in.bundles) == 1
 
@@ -94,12 +77,10 @@ def test_a_push_with_a_secret_is_not_sent(
 def test_what_the_hub_has_already_is_not_searched_again(
     hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _file(foreign)
+    _commit(foreign, *IN_A_FILE)
     monkeypatch.delenv("HF_TOKEN")
     hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    (foreign / "more.txt").write_text("fine\n")
-    git(foreign, "add", "-A")
-    git(foreign, "commit", "-q", "-m", "more")
+    _commit(foreign, "more", {"more.txt": b"fine\n"})
     sent = hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     assert sent.commits == 1
