@@ -86,26 +86,23 @@ def test_a_push_as_the_protocol_has_it(ada: Agent, clone: MakeClone) -> None:
     )
 
 
-def test_a_thin_push_builds_on_what_is_there(ada: Agent, clone: MakeClone) -> None:
+def test_a_thin_push_is_refused_until_its_parent_is_there(ada: Agent, clone: MakeClone) -> None:
     mine = clone()
     text = "\n".join(f"line {number} {secrets.token_hex(8)}" for number in range(300))
     base = mine.commit("base", train=text)
-    assert ada.push(mine.bundle()).status == 201
+    whole = mine.bundle().read_bytes()
     head = mine.commit("thin", train=text.replace("line 7 ", "line seven "))
-    answer = ada.push(mine.bundle("HEAD", f"^{base}"))
+    thin = mine.bundle("HEAD", f"^{base}")
+    answer = ada.push(thin)
+    assert answer.status == 400 and "parent" in answer.error
+    assert ada(f"/api/git/commits/{head}").status == 404
+    assert ada.post("/api/git/push", whole).status == 201
+    answer = ada.push(thin)
     assert (answer.status, answer.json) == (201, {"hashes": [head]})
     assert [one["hash"] for one in ada.get(f"/api/git/commits/{head}/lineage")] == [head, base]
 
 
-def test_a_thin_push_on_nothing_is_refused(ada: Agent, clone: MakeClone) -> None:
-    mine = clone()
-    base, head = unique(mine, "base"), unique(mine, "thin")
-    answer = ada.push(mine.bundle("HEAD", f"^{base}"))
-    assert answer.status == 400 and "parent" in answer.error
-    assert ada(f"/api/git/commits/{head}").status == 404
-
-
-def test_a_merge_is_a_child_of_both_parents(ada: Agent, clone: MakeClone) -> None:
+def test_heads_are_all_named_and_a_merge_has_two_parents(ada: Agent, clone: MakeClone) -> None:
     mine = clone()
     base = unique(mine, "base")
     left = unique(mine, "left")
@@ -113,7 +110,8 @@ def test_a_merge_is_a_child_of_both_parents(ada: Agent, clone: MakeClone) -> Non
     right = mine.commit("right", other=secrets.token_hex(8))
     mine.git("merge", "-q", "--no-ff", "-m", "both", left)
     merge = mine.git("rev-parse", "HEAD")
-    assert ada.push(mine.bundle()).status == 201
+    answer = ada.push(mine.bundle("main", "other"))
+    assert answer.status == 201 and sorted(answer.json["hashes"]) == sorted([left, merge])
     assert ada.get(f"/api/git/commits/{merge}")["parent_hash"] == right
     for parent in (left, right):
         assert [one["hash"] for one in ada.get(f"/api/git/commits/{parent}/children")] == [merge]
@@ -121,31 +119,16 @@ def test_a_merge_is_a_child_of_both_parents(ada: Agent, clone: MakeClone) -> Non
     assert {one["hash"] for one in children} == {left, right}
 
 
-def test_several_heads_are_all_named(ada: Agent, clone: MakeClone) -> None:
-    mine = clone()
-    first = unique(mine)
-    mine.git("checkout", "-q", "-b", "other")
-    second = unique(mine)
-    answer = ada.push(mine.bundle("main", "other"))
-    assert answer.status == 201 and sorted(answer.json["hashes"]) == sorted([first, second])
-
-
-def test_a_body_without_a_length_is_read(ada: Agent, clone: MakeClone) -> None:
-    """As the `ah` client pushes."""
-    mine = clone()
-    head = unique(mine)
-    words = ("-X", "POST", "-H", "Transfer-Encoding: chunked", "-H", "Content-Type:", "-T", "-")
-    answer = ada("/api/git/push", *words, stdin=mine.bundle().read_bytes())
-    assert (answer.status, answer.json) == (201, {"hashes": [head]})
-
-
-def test_a_large_body_waits_for_100_continue(ada: Agent, clone: MakeClone) -> None:
+def test_a_large_body_is_read_with_and_without_a_length(ada: Agent, clone: MakeClone) -> None:
+    """As curl sends it, and the `ah` client."""
     mine = clone()
     (mine.root / "large.bin").write_bytes(os.urandom(2 << 20))
-    head = mine.commit("large")
-    expect = ("-H", "Expect: 100-continue")
-    answer = ada("/api/git/push", "-X", "POST", *expect, "--data-binary", f"@{mine.bundle()}")
-    assert (answer.status, answer.json) == (201, {"hashes": [head]})
+    head, bundle = mine.commit("large"), mine.bundle()
+    chunked = ("-H", "Transfer-Encoding: chunked", "-H", "Content-Type:", "-T", str(bundle))
+    expect = ("-H", "Expect: 100-continue", "--data-binary", f"@{bundle}")
+    for words in (chunked, expect):
+        answer = ada("/api/git/push", "-X", "POST", *words)
+        assert (answer.status, answer.json) == (201, {"hashes": [head]})
 
 
 def test_what_is_no_bundle_is_refused(ada: Agent) -> None:
