@@ -28,7 +28,7 @@ from autohypothesis.engine.project import Project, reference_ref, refuse_checked
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.files import load, require_writable
+from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import HandEdit
@@ -163,16 +163,21 @@ def repair(project: Project) -> DecisionHistory:
     past = DecisionHistory.of_tag(project.layout, project.tag)
     past.reference = reference = project.reference()
     dangling = past.dangling_move(reference)
-    if dangling is not None:
+    if dangling is not None and not _is_copied(project, dangling):
         refuse_checked_out(project.repository, project.active())
         past.reference = ""
         project.repository.compare_and_swap(
             reference_ref(project.active()), str(dangling.reference_after), reference
         )
     if past.decisions:
-        with suppress(AutohypothesisError):  # one damaged bundle is not in the others' way
-            _stamp(project, past.decisions[-1])
+        _stamp(project, past.decisions[-1])
     return past
+
+
+def _is_copied(project: Project, decision: Decision) -> bool:
+    """Return whether its copy was made, so that its move was too: a person has moved back since."""
+    result = load_or_none(Result, project.layout.run(decision.experiment_id).result)
+    return result is not None and result.decision_id == decision.decision_id
 
 
 @dataclass
@@ -234,6 +239,7 @@ class _Settling:
         """Decide, record and carry out; return None when it is decided so already."""
         project, past = self.project, self.past
         case = read_case(project, experiment_id)
+        copied_id = case.result.decision_id
         before = past.of(experiment_id)
         wanted = by_hand.decision_status if by_hand else None
         if before is not None and wanted in (None, before.decision_status):
@@ -253,15 +259,18 @@ class _Settling:
             runs = tuple(_missing_runs(others, case, verdict.missing))
             key = case.metadata.runtime.platform_key
             return NeedsRuns(experiment_id, runs, key, verdict.wanted, verdict.words)
-        after = _reference_after(past, before, case, verdict, reference)
+        after = _reference_after(project, past, before, case, verdict, reference)
         if after != reference:
             refuse_checked_out(project.repository, project.active())
+        number = past.highest_number() + 1
+        if copied_id == _decision_id(number, experiment_id):
+            number += 1  # that one's line is damaged
         decision = _record(
             others,
             case,
             verdict,
             evidence,
-            decision_id=f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
+            decision_id=_decision_id(number, experiment_id),
             tag=project.active(),
             decided_by=self.decided_by,
             reference_before=reference,
@@ -281,8 +290,13 @@ class _Settling:
         _stamp(project, decision)
         if decision.decision_status in ("discard", "crash"):
             # Nothing is built on it, and its commit and seed make the weights again.
-            project.layout.run(experiment_id).weights.unlink(missing_ok=True)
+            with suppress(OSError):  # `trim_weights` removes them later
+                project.layout.run(experiment_id).weights.unlink(missing_ok=True)
         return decision
+
+
+def _decision_id(number: int, experiment_id: str) -> str:
+    return f"d-{number:06d}-{experiment_id}"
 
 
 def _waiting(
@@ -350,14 +364,19 @@ def _verdict_by_hand(experiment_id: str, evidence: Evidence, by_hand: Verdict) -
 
 
 def _reference_after(
-    past: DecisionHistory, before: Decision | None, case: Case, verdict: Verdict, reference: str
+    project: Project,
+    past: DecisionHistory,
+    before: Decision | None,
+    case: Case,
+    verdict: Verdict,
+    reference: str,
 ) -> str:
     """Return the reference after a decision: a kept change, or what an overruled keep left."""
     if verdict.decision_status == "keep":
         # A run of a commit as it stands says what that is worth, and moves nothing.
         return reference if case.result.parent_commit is None else case.result.commit
     if before is not None and before.decision_status == "keep":
-        return past.reference_without(before, reference)
+        return past.reference_without(before, reference, project.repository.is_ancestor)
     return reference
 
 
@@ -391,12 +410,13 @@ def _record(
 
 
 def _stamp(project: Project, decision: Decision) -> None:
-    """Copy a decision into its result.json; the copy names the record it was made from."""
+    """Copy a decision into its result.json; the copy names the record it was made from.
+
+    The decision stands without it, so a damaged result or a full disk is no error.
+    """
     run = project.layout.run(decision.experiment_id)
-    if not run.result.exists():
-        return
-    result = load(Result, run.result)
-    if result.decision_id == decision.decision_id:
+    result = load_or_none(Result, run.result)
+    if result is None or result.decision_id == decision.decision_id:
         return
     if decision.reason == "contended":
         result = contaminated(result, decision.detail)
@@ -411,4 +431,5 @@ def _stamp(project: Project, decision: Decision) -> None:
             "outcome": outcome,
         }
     )
-    bundles.write_result(run, stamped)
+    with suppress(AutohypothesisError, OSError):
+        bundles.write_result(run, stamped)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from autohypothesis.errors import SettleError
@@ -25,6 +25,7 @@ from autohypothesis.schema import Decision
 SETTLING_NS = 100_000_000
 """A folder changed this recently may change again within one tick of the file system's clock."""
 _NUMBERED = re.compile(r"(.+)-(0|[1-9]\d{0,8})")
+_DECISION_ID = re.compile(r"d-(\d{1,12})-")
 
 K = TypeVar("K")
 Row = Mapping[str, Any]
@@ -181,16 +182,26 @@ class DecisionHistory:
             "requeued": sum(d.requeue for d in every),
         }
 
-    def dangling_move(self, reference: str) -> Decision | None:
-        """Return the last decision that moves the reference, if it has not moved yet."""
-        moves = [d for d in self.decisions if _moves(d)]
-        return moves[-1] if moves and moves[-1].reference_before == reference else None
+    def highest_number(self) -> int:
+        """Return the highest number in the ids of the decisions; 0 where none has one."""
+        ids = (_DECISION_ID.match(decision.decision_id) for decision in self.decisions)
+        return max((int(numbered[1]) for numbered in ids if numbered), default=0)
 
-    def reference_without(self, keep: Decision, reference: str) -> str:
+    def dangling_move(self, reference: str) -> Decision | None:
+        """Return the last decision, if it moves the reference, which stands where it was before.
+
+        Whatever is decided later was decided after that move.
+        """
+        last = self.decisions[-1] if self.decisions else None
+        return last if last and _moves(last) and last.reference_before == reference else None
+
+    def reference_without(
+        self, keep: Decision, reference: str, is_ancestor: Callable[[str, str], bool]
+    ) -> str:
         """Return where the reference goes when `keep` is overruled: back, if it came by `keep`.
 
         Raises:
-            SettleError: another keep was built on it since.
+            SettleError: another keep, or a commit of a person, was built on it since.
         """
         if not _moves(keep):
             return reference
@@ -204,6 +215,12 @@ class DecisionHistory:
                     hint="overrule the later one first: python orchestrator.py decide"
                     f" {later.experiment_id} discard",
                 )
+        if is_ancestor(str(keep.reference_after), reference):
+            raise SettleError(
+                f"the reference {reference[:12]} was built on {keep.experiment_id} by commits that"
+                " no decision made",
+                hint=f"take its change out with one more: git revert {keep.commit[:12]}",
+            )
         return reference
 
 
@@ -241,6 +258,7 @@ class LiveHistory(DecisionHistory):
         """Grows with every decision."""
         self._offset = 0
         self._decided: set[str] = set()
+        self._ids: set[tuple[str, str]] = set()
         self._folders: dict[str, tuple[int, list[str]]] = {}
         self._attempts: dict[str, list[int]] = {}
         self._looked_at: dict[str, FileStamp | None] = {}
@@ -293,7 +311,7 @@ class LiveHistory(DecisionHistory):
     def _read_decisions(self) -> bool:
         news = jsonl.read_new(self.layout.decisions, self._offset)
         if news.restarted:
-            self.decisions, self.latest, self._decided = [], {}, set()
+            self.decisions, self.latest, self._decided, self._ids = [], {}, set(), set()
             self._folders = {}
         self._offset = news.offset
         for record in news.records:
@@ -304,7 +322,9 @@ class LiveHistory(DecisionHistory):
             self._decided.add(decision.experiment_id)
             self.undecided.discard(decision.experiment_id)
             self._looked_at.pop(decision.experiment_id, None)
-            if decision.tag == self.tag:
+            record_id = (decision.decision_id, decision.experiment_id)
+            if decision.tag == self.tag and record_id not in self._ids:
+                self._ids.add(record_id)  # as `bundles.decision_documents` counts them
                 self.add(decision)
         self.version += bool(news.records or news.restarted)
         return bool(news.records or news.restarted)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from tests.conftest import Cli, Git, rows
 
@@ -108,6 +110,8 @@ def test_a_settle_that_was_killed_before_the_reference_moved_is_finished(
     project = Project.open(foreign)
     # What a kill between the record and the move leaves behind.
     assert project.repository.compare_and_swap(reference_ref(project.active()), start, kept)
+    result = project.layout.run(read_decisions(project.layout)[0][-1].experiment_id).result
+    write_json(result, {**read_json(result), "decision_id": None})
     assert cli("decide").returncode == 0
     assert reference(foreign) == kept
 

@@ -12,9 +12,10 @@ from autohypothesis.engine.evidence import Case
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.engine.task import Constraint, Objective, ScorerConfig
 from autohypothesis.engine.task_file import foreign_task
-from autohypothesis.errors import SettleError
+from autohypothesis.errors import SettleError, UnwritableError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.git import Repository
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import Result
 from tests.engine.searching import PLATFORM, Search
@@ -22,7 +23,13 @@ from tests.engine.searching import PLATFORM, Search
 # ── overruled keeps ─────────────────────────────────────────────────────────────────────────
 
 
-def test_an_overruled_keep_gives_the_reference_back(search: Search, start: str) -> None:
+def killed(*_args: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_overruled_keep_gives_the_reference_back(
+    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = search.change(start, "A = 1\n")
     assert search.decided("h-1", kept, start, 1.4).decision_status == "keep"
     assert search.project.reference() == kept
@@ -31,8 +38,10 @@ def test_an_overruled_keep_gives_the_reference_back(search: Search, start: str) 
     repair(search.project)
     assert search.project.reference() == start, "its move is not made again"
     assert search.by_hand("h-1", "keep").reference_after == kept
-    search.by_hand("h-1", "discard")
-    assert search.project.repository.compare_and_swap(reference_ref("t"), kept, start)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Repository, "compare_and_swap", killed)
+        search.by_hand("h-1", "discard")
+    assert search.project.reference() == kept
     repair(search.project)
     assert search.project.reference() == start, "what a kill cut off is finished"
     search.by_hand("baseline-t-1", "discard")
@@ -68,6 +77,29 @@ def test_a_keep_that_another_was_built_on_is_not_pulled_away_under_it(
 
 
 # ── baselines ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_keep_that_a_person_committed_on_is_not_overruled_in_silence(
+    search: Search, start: str
+) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.4)
+    own = search.change(kept, "A = 1\nB = 1\n")
+    assert search.project.repository.compare_and_swap(reference_ref("t"), own, kept)
+    with pytest.raises(SettleError, match="built on h-1") as refused:
+        search.by_hand("h-1", "discard")
+    assert f"git revert {kept[:12]}" in refused.value.hint
+    assert search.past().latest["h-1"].decision_status == "keep"
+
+
+def test_a_reference_that_a_person_reset_stays_where_it_is(search: Search, start: str) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.4)
+    assert search.project.repository.compare_and_swap(reference_ref("t"), start, kept)
+    repair(search.project)
+    assert search.project.reference() == start
+    worse = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6)
+    assert (worse.reason, worse.reference_before) == ("worse", start)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
@@ -162,6 +194,39 @@ def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
     search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
     search.project.layout.run("h-1").result.write_text("{}")
     assert search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6).reason == "worse"
+
+
+def test_a_decision_whose_copy_cannot_be_written_is_a_decision_all_the_same(
+    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.6)
+    weights = search.project.layout.run("h-1").weights
+    weights.write_bytes(b"weights")
+
+    def full(*_args: object) -> None:
+        raise UnwritableError("no space left on device")
+
+    monkeypatch.setattr(bundles, "write_result", full)
+    settlement = settle(search.project, decided_by="test")
+    assert [decision.experiment_id for decision in settlement.decisions] == ["h-1"]
+    assert not settlement.refused and not weights.exists()
+    assert not settle(search.project, ["h-1"], decided_by="test").refused
+
+
+def test_a_decision_after_a_damaged_line_has_an_id_of_its_own(search: Search, start: str) -> None:
+    search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
+    search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6)
+    damaged = search.by_hand("h-1", "crash")
+    path = search.project.layout.decisions
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:-1], b"{damaged\n"]))
+    again = search.by_hand("h-1", "crash")
+    assert again.decision_id != damaged.decision_id
+    result = read_json(search.project.layout.run("h-1").result)
+    assert (result["decision_status"], result["decision_id"]) == ("crash", again.decision_id)
+    path.write_bytes(b"{damaged\n" + b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    last = search.by_hand("h-1", "discard")
+    assert search.past().latest["h-1"].decision_id == last.decision_id
 
 
 def test_overruling_an_edited_result_rests_on_what_was_decided(search: Search, start: str) -> None:

@@ -109,6 +109,15 @@ def test_a_live_history_reads_only_what_was_appended(layout: Layout) -> None:
     assert not history.refresh()
 
 
+def test_a_record_that_was_written_twice_counts_once(layout: Layout) -> None:
+    history, first = LiveHistory(layout, "t"), decision("h-t-0001-1")
+    for each in (first, decision("h-t-0002-1"), first):
+        bundles.append_decision(layout, each)
+    history.refresh()
+    assert list(history.latest) == list(DecisionHistory.of_tag(layout, "t").latest)
+    assert len(history.decisions) == 2
+
+
 def test_decisions_that_were_restored_are_read_from_the_start(layout: Layout) -> None:
     history = LiveHistory(layout, "t")
     for number in range(5):
