@@ -23,6 +23,7 @@ from autohypothesis.errors import FleetError, LaunchError, UsageError
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.roster import Fleet
+    from autohypothesis.schema import Worker
 
 
 class NamesWhatLacksItsValue(TyperCommand):
@@ -192,9 +193,9 @@ def bootstrap(
     require([check for check in checks if check.name != "data"])  # the next step makes it
     _prepare(project)
     project = roster.begin_tag(project, wanted)
-    device = next((worker.device for worker in workers if worker.device), "")
-    if device:
-        _baseline(project, device)
+    worker = next((worker for worker in workers if worker.device), None)
+    if worker is not None:
+        _baseline(project, worker)
     else:
         remark("note: no device to run the baseline on; the fleet runs it first")
     if table is not None:
@@ -217,12 +218,12 @@ def _prepare(project: Project) -> None:
         run_prepare(project.layout.root)
 
 
-def _baseline(project: Project, device: str) -> None:
-    """Run the reference once on a device of the fleet, and decide it."""
+def _baseline(project: Project, worker: Worker) -> None:
+    """Run the reference once on the device of a worker, and decide it."""
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.fleet.roster.roster import run_baseline
 
-    if (ran := run_baseline(project, device, ProgressWatch("baseline"))) is None:
+    if (ran := run_baseline(project, worker, ProgressWatch("baseline"))) is None:
         return
     finished, decisions = ran
     for decision in decisions:

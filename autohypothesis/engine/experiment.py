@@ -252,7 +252,7 @@ class Executor(Protocol):
         """Return what a person should do about a run that stands still; empty while all is well."""
         return ""
 
-    def check_device_free(self, task: Task, inputs: Inputs) -> None:
+    def check_device_free(self, resources: Resources, inputs: Inputs) -> None:
         """See that a device is free now; another process may take it before `submit`.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -32,7 +33,6 @@ from autohypothesis.engine.program import TaskSandbox, link_home, sandbox_kind
 from autohypothesis.engine.scoring import scorer_for
 from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
 from autohypothesis.engine.task import (
-    Task,
     data_hash_with,
     platform_key,
     protected_blobs,
@@ -183,15 +183,19 @@ class LocalExecutor(Executor):
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
-            self._write_bundle(setup, before, hashed)
+            try:
+                self._write_bundle(setup, before, hashed)
+            except BaseException:
+                shutil.rmtree(setup.temporary, ignore_errors=True)  # local.json may not name it
+                raise
             shim.start(self._launch(setup), process)
             # See it hold its lease or end, so that others may choose.
             name = spec.experiment_id
             devices.await_taken(device, name, ended=lambda: self.poll(name) != "running")
         return name
 
-    def check_device_free(self, task: Task, inputs: Inputs) -> None:
-        devices.first_free(offered(Resources(kind=task.run.device), inputs))
+    def check_device_free(self, resources: Resources, inputs: Inputs) -> None:
+        devices.first_free(offered(resources, inputs))
 
     def poll(self, experiment_id: str) -> RunState:
         """See `Executor.poll`. A shim that is past all its limits is ended first."""

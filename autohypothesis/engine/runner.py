@@ -90,11 +90,14 @@ def run(
     experiment: Experiment,
     *,
     watch: ProgressListener | None = None,
-    executor: Executor | None = None,
+    resources: Resources | None = None,
 ) -> Outcome:
     """Prepare `experiment` on the reference, execute it, and collect its bundle.
 
     Ctrl-C cancels the training and collects what there is before it goes on.
+
+    Args:
+        resources: what to run on; default: what the task says, else whichever is free.
 
     Raises:
         ChangeError, PreflightError: the change is refused; nothing was run.
@@ -104,12 +107,12 @@ def run(
     layout = project.layout
     require_writable(layout.research, layout.plans, layout.runs, layout.locks)
     watch = watch or ProgressListener()
-    executor = executor or LocalExecutor(project.repository, project.layout)
+    executor = LocalExecutor(project.repository, project.layout)
     collect_ended(project.repository, project.layout)
     with free_worker(project) as worker:
         try:
             watch.preparing(experiment.title)
-            spec = plan(project, experiment, worker, executor)
+            spec = plan(project, experiment, worker, executor, resources=resources)
             return execute(project, executor, [spec], watch)[0]
         finally:
             watch.ended()
@@ -206,6 +209,9 @@ def plan(
         ChangeError, PreflightError: the change is refused (`RecordedRefusalError`: on record).
         LeaseError: every device is held.
     """
+    resources = resources or Resources()
+    if resources.kind is None:
+        resources = resources.model_copy(update={"kind": project.task.run.device})
     base = _base(project, experiment)
     side = Workspace(project.repository, workspace or worker, fleet=project.active())
     inputs = Inputs()
@@ -213,7 +219,7 @@ def plan(
         checkout = side.export.checkout(base, project.task).path
         inputs = locate_inputs(project.task, checkout, project.repository.root, os.environ)
     if executor is not None:
-        executor.check_device_free(project.task, inputs)
+        executor.check_device_free(resources, inputs)
     tag, hypothesis_id = project.active(), experiment.hypothesis_id
     if not hypothesis_id and experiment.is_baseline:
         hypothesis_id = ids.baseline_id(tag)
@@ -249,9 +255,6 @@ def plan(
             raise refused from error
         forget(project, experiment.experiment_id)
         raise
-    resources = resources or Resources()
-    if resources.kind is None:
-        resources = resources.model_copy(update={"kind": project.task.run.device})
     mutation = mutator.made if mutator else None
     return spec.model_copy(update={"resources": resources, "mutation": mutation})
 

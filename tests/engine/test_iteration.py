@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,9 +58,16 @@ def test_with_every_cpu_slot_held_nothing_is_prepared_and_no_plan_is_left(
         ("local_executor.to_json", KeyboardInterrupt()),
     ],
 )
-def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
-    project: Project, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+def test_what_ends_before_the_run_began_leaves_no_plan_and_no_folder_for_ever(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+    error: BaseException,
 ) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -68,6 +76,7 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
         runner.run(project, Experiment(Change()))
     assert plans(project) == []
     assert not project.layout.runs.exists() or not list(project.layout.runs.iterdir())
+    assert not list((tmp_path / "temporary").glob("ah-*"))
 
 
 class Seen(runner.ProgressListener):

@@ -15,10 +15,11 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.commands import doctor
+from autohypothesis.engine import devices
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project, todays_tag
-from autohypothesis.engine.runner import plan, run
+from autohypothesis.engine.runner import ProgressListener, plan, run
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import (
     FleetError,
@@ -28,13 +29,13 @@ from autohypothesis.errors import (
 )
 from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.roster.roster import Fleet, FleetOptions, init_fleet
+from autohypothesis.fleet.roster.roster import Fleet, FleetOptions, init_fleet, run_baseline
 from autohypothesis.fleet.roster.worktrees import marker, prune
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.records.git import SALVAGE
-from autohypothesis.schema import Proposal
+from autohypothesis.schema import Metadata, Proposal, Worker
 from tests.conftest import Cli, run_git
 from tests.fleet.conftest import Forked
 
@@ -668,6 +669,18 @@ run: {command: [python, train.py]}
 scorer: {type: log}
 objective: {metric: val_bpb, direction: minimize}
 """
+
+
+def test_the_baseline_of_a_cpu_worker_runs_on_its_slot_where_there_are_gpus(
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "best_kind", lambda: "cuda")
+    slot = devices.cpu_slots()[0].id
+    worker = Worker(worker_id="cpu0", gpu_id=slot, device=slot, kind="cpu")
+    ran = run_baseline(fleet_project, worker, ProgressListener())
+    assert ran is not None and ran[1][0].decision_status == "keep"
+    metadata = load(Metadata, fleet_project.layout.run(ran[0].experiment_id).metadata)
+    assert metadata.run.gpu_id == worker.device
 
 
 def test_bootstrap_prepares_data_that_is_not_there(

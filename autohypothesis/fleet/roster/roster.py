@@ -13,9 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Change, Experiment, Outcome, Resources, RunSpec
+from autohypothesis.engine.experiment import Change, Experiment, Outcome, Resources
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
 from autohypothesis.engine.runner import ProgressListener, run
 from autohypothesis.errors import (
@@ -33,6 +32,7 @@ from autohypothesis.fleet.live.presence import (
     some_of,
     users_of,
 )
+from autohypothesis.fleet.live.quarantine import device_kind
 from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
@@ -358,21 +358,12 @@ def worker_named(manifest: Manifest, worker_id: str) -> Worker:
     return known[worker_id]
 
 
-@dataclass(frozen=True)
-class OnDevice(LocalExecutor):
-    """The local executor, on one given device."""
-
-    device: str = ""
-
-    def submit(self, spec: RunSpec) -> str:
-        pinned = spec.model_copy(update={"resources": Resources(device=self.device)})
-        return LocalExecutor.submit(self, pinned)
-
-
 def run_baseline(
-    project: Project, device: str, watch: ProgressListener
+    project: Project, worker: Worker, watch: ProgressListener
 ) -> tuple[Outcome, list[Decision]] | None:
-    """Run and decide the baseline, and bring the ledger up to date; None where there is one.
+    """Run and decide the baseline on the device of a worker, and bring the ledger up to date.
+
+    Returns None where there is a baseline.
 
     Raises:
         LeaseError: the device is held.
@@ -380,8 +371,9 @@ def run_baseline(
     sync(project.layout)
     if first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None:
         return None
-    executor = OnDevice(project.repository, project.layout, device=device)
-    finished = run(project, Experiment(Change(), title="baseline"), watch=watch, executor=executor)
+    resources = Resources(kind=device_kind(worker), device=worker.device)
+    baseline = Experiment(Change(), title="baseline")
+    finished = run(project, baseline, watch=watch, resources=resources)
     settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")
     decisions = settlement.decisions_or_raise()
     sync(project.layout)
