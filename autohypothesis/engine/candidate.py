@@ -459,7 +459,7 @@ def run_preflight(
 
     Raises:
         PreflightError: the candidate is refused, or the command gave no verdict in time.
-        UnjudgedError: the command could not judge, each time.
+        ProgramUnavailableError: the command could not judge, each time.
     """
     task = sandbox.task
     words = [

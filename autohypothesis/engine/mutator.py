@@ -77,7 +77,7 @@ class Mutator:
         self.made = {"note": "", "exit_code": None, "seconds": 0.0, "sandbox": "none"}
 
     def implement(self, instructions: str, checkout: Path) -> str:
-        """Have the program edit `checkout`, see `candidate.Implement`.
+        """Have the program edit `checkout`, see `candidate.ImplementChange`.
 
         Raises:
             MutatorError: it failed, took too long, printed too much, or touched the user's

@@ -95,7 +95,7 @@ class Records(NamedTuple):
     page: str | None = None
     damage: Sequence[Damage] = ()
     signature: int = UNSETTLED
-    """The hash of the signatures of its files; LOOK_AGAIN when one changed just now."""
+    """The hash of the signatures of its files; UNSETTLED when one changed just now."""
 
     @property
     def source_id(self) -> str:
