@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.observer.proposals import suggest
+from autohypothesis.fleet.observer.proposals import propose_checked
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.single_loop import Outcome, SingleLoop, exclusive_search, open_session
 from autohypothesis.fleet.sync import sync
@@ -85,7 +85,7 @@ class Search:
                 title=title[:200], rationale=rationale, priority=priority,
                 config_overrides=dict(change),
             )  # fmt: skip
-        return suggest(self.project, Queue(self.project.layout, self.tag), proposal)
+        return propose_checked(self.project, Queue(self.project.layout, self.tag), proposal)
 
     def run(self, experiments: int, *, proposers: Sequence[str] = ()) -> Outcome:
         """Run and decide `experiments` more, the baseline first where it has not run.

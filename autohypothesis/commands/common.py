@@ -76,12 +76,12 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
     Raises:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
     """
-    from autohypothesis.engine.untracked_files import telling
+    from autohypothesis.engine.untracked_files import warn_once
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
 
     refuse_missing(project.repository, project.repository.head())
-    with telling(project.repository, project.task, project.tag or project.default_tag()) as words:
+    with warn_once(project.repository, project.task, project.tag or project.default_tag()) as words:
         if words:
             remark(f"note: {plain_line(words)}")
         yield

@@ -76,7 +76,7 @@ def propose(
 
     from autohypothesis.engine.project import Project
     from autohypothesis.errors import faults_in
-    from autohypothesis.fleet.observer.proposals import check_worker, suggest
+    from autohypothesis.fleet.observer.proposals import check_worker, propose_checked
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.schema import Proposal
 
@@ -93,7 +93,7 @@ def propose(
         raise UsageError(
             f"not a hypothesis: {faults_in(error)}", hint="run `python orchestrator.py propose -h`"
         ) from None
-    identity = suggest(project, queue, proposal)
+    identity = propose_checked(project, queue, proposal)
     if worker is not None:
         queue.dispatch(identity, worker)
     if as_json:

@@ -62,7 +62,7 @@ def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, st
     }
 
 
-_NOTHING = ("true",)
+NO_OP_COMMAND = ("true",)
 """Runs where there is nothing to run: the shim holds the device for the scorer alone."""
 
 
@@ -85,7 +85,7 @@ def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> 
         TaskError: there is no command, and no single script to run.
     """
     if task.run.command is None and task.scorer.type == "command":
-        return TrainingCommand(_NOTHING)
+        return TrainingCommand(NO_OP_COMMAND)
     if task.run.command is None:
         return script_command(_script(task), root, environment)
     words = resolved(task.run.command, root)
@@ -144,7 +144,7 @@ def _uv_environment(root: Path) -> dict[str, str]:
 
 
 _METADATA = (".dist-info", ".egg-info", ".egg-link", ".pth")
-_WHERE = (
+_SITE_FOLDERS_SCRIPT = (
     "import json, site, sys;"
     "print(json.dumps([p for p in sys.path if p] + [site.getusersitepackages()]))"
 )
@@ -161,15 +161,15 @@ def site_folders(python: str = sys.executable) -> tuple[Path, ...]:
     if os.path.abspath(python) == os.path.abspath(sys.executable):
         folders = [*sys.path, site.getusersitepackages()]
     else:
-        folders = _ask(python)
+        folders = _query_python(python)
     paths = dict.fromkeys(Path(folder) for folder in folders if os.path.isabs(folder))
     return tuple(path for path in paths if path.name in ("site-packages", "dist-packages"))
 
 
-def _ask(python: str) -> list[str]:
+def _query_python(python: str) -> list[str]:
     try:
         answer = subprocess.run(
-            [python, "-c", _WHERE],
+            [python, "-c", _SITE_FOLDERS_SCRIPT],
             capture_output=True,
             timeout=TIMEOUT_S,
             check=True,

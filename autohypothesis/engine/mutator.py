@@ -43,7 +43,7 @@ TITLE_LIMIT = 200
 MAX_TRIALS = 20
 MAX_DIFF = 8_000
 """Bytes of one diff: a program may be a language model, whose context is bounded."""
-OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+EXTRA_ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
 """Files that it leaves in the checkout are its change, so it writes no compiled Python."""
 MAX_NAMED = 4
 
@@ -104,7 +104,11 @@ class Mutator:
         return note
 
     def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.ProgramEnd:
-        environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
+        environment = {
+            **program_environment(os.environ),
+            **EXTRA_ENVIRONMENT,
+            "SEED": str(self.seed),
+        }
         document = json.dumps(self.document(instructions), default=str)
         sandbox = TaskSandbox(self.repository, self.task, kind)
         try:

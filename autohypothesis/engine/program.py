@@ -42,7 +42,7 @@ OUT_LIMIT = 4 * 1024 * 1024
 """Bytes of an answer; `--json` of a helper script over 10,000 experiments has a tenth."""
 ERR_LIMIT = 64 * 1024
 """Bytes at the end of standard error that are kept."""
-MARK = "AUTOHYPOTHESIS_ASKED"
+CALL_VARIABLE = "AUTOHYPOTHESIS_ASKED"
 """Variable in the environment of a program and of all that it starts, unique to the call."""
 MAX_PROCESSES = 512
 """Processes that a program may have at once; `run.max_processes` is for trainings alone."""
@@ -101,14 +101,14 @@ def run(
     mark, began, too_many = uuid.uuid4().hex, time.monotonic(), ""
     limit = ProcessLimit()
     with (
-        _own_temporary(confined, {**environment, MARK: mark}) as (spec, inside),
+        _own_temporary(confined, {**environment, CALL_VARIABLE: mark}) as (spec, inside),
         _process(words, cwd, inside, spec, has_input=bool(stdin), capture=capture) as process,
     ):
         out = _Output(process.stdout, out_limit, tail=tail)
         err = _Output(process.stderr, ERR_LIMIT, tail=True)
         if process.stdin is not None:
-            threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        limit.hold(MAX_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
+            threading.Thread(target=_write_stdin, args=(process.stdin, stdin), daemon=True).start()
+        limit.hold(MAX_PROCESSES, lambda: len(processes.find_marked(f"{CALL_VARIABLE}={mark}")))
         code: int | None = None
         while code is None and (left := began + timeout_s - time.monotonic()) > 0:
             too_many = limit.excess()
@@ -144,7 +144,7 @@ def _process(
     has_input: bool,
     capture: bool,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program with `MARK` in its environment; the block ends it and all it started."""
+    """Start a program with `CALL_VARIABLE` in its environment; at its end all is killed."""
     pipe = subprocess.PIPE if capture else None
     program = [resolve(words[0], cwd), *words[1:]]
     alive, ours = os.pipe()
@@ -166,7 +166,7 @@ def _process(
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        processes.end_marked(f"{MARK}={environment[MARK]}")
+        processes.end_marked(f"{CALL_VARIABLE}={environment[CALL_VARIABLE]}")
 
 
 def resolve(word: str, cwd: Path) -> str:
@@ -180,7 +180,7 @@ def resolve(word: str, cwd: Path) -> str:
     raise FileNotFoundError(f"there is no program {word!r}")
 
 
-def _tell(stream: IO[bytes], content: bytes) -> None:
+def _write_stdin(stream: IO[bytes], content: bytes) -> None:
     with suppress(OSError, ValueError), stream:  # a program need not read what it is told
         stream.write(content)
 
@@ -468,7 +468,7 @@ def link_home(run: RunPaths) -> None:
 
 
 TRIAL_S = 180.0
-_TRIAL = """
+_PROBE_SCRIPT = """
 import importlib.util, os, sys, tempfile
 open(os.path.join(os.environ["HOME"], "probe"), "w").write("x")
 tempfile.TemporaryFile().write(b"x")
@@ -487,7 +487,7 @@ else:
 """
 
 
-class SandboxTrial(NamedTuple):
+class SandboxProbe(NamedTuple):
     """The trial of one kind: `problem` is empty where it works; `fix` is a command or a setting."""
 
     kind: Kind
@@ -496,7 +496,7 @@ class SandboxTrial(NamedTuple):
     fix: str = ""
 
 
-def trials(*, gpus: bool) -> list[SandboxTrial]:
+def trials(*, gpus: bool) -> list[SandboxProbe]:
     """Return a trial of each kind, best first, and remember which is the best that works.
 
     A kind that fails lowers what later runs take, and never a run.
@@ -509,9 +509,9 @@ def trials(*, gpus: bool) -> list[SandboxTrial]:
     return tried
 
 
-def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
+def _tried(kind: Kind, *, gpus: bool) -> SandboxProbe:
     if absent := _absent(kind):
-        return SandboxTrial(kind, "", *absent)
+        return SandboxProbe(kind, "", *absent)
     with tempfile.TemporaryDirectory(prefix="ah-") as name:
         home, temporary = Path(name, "home"), Path(name, "tmp")
         home.mkdir()
@@ -525,13 +525,13 @@ def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
             "TMPDIR": "/tmp" if kind == "bwrap" else str(temporary),
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if gpus else "",
         }
-        words = [sys.executable, "-c", _TRIAL, "gpu" if gpus else "cpu"]
+        words = [sys.executable, "-c", _PROBE_SCRIPT, "gpu" if gpus else "cpu"]
         ended = run(words, cwd=home, environment=environment, timeout_s=TRIAL_S, confined=spec)
     if ended.exit_code == 0:
-        return SandboxTrial(kind, ended.out.strip() or "Python")
+        return SandboxProbe(kind, ended.out.strip() or "Python")
     problem = "it did not end in time" if ended.exit_code is None else ended.last_words()
     fix = "`isolation: none` in task.yaml runs without; report it, please"
-    return SandboxTrial(kind, "", problem, fix)
+    return SandboxProbe(kind, "", problem, fix)
 
 
 def _absent(kind: Kind) -> tuple[str, str] | None:

@@ -41,16 +41,16 @@ def _words(value: Any) -> Any:
     return value
 
 
-def _texts(value: Any) -> Any:
+def _stringify(value: Any) -> Any:
     """Make text of variables that YAML made numbers of."""
     if isinstance(value, dict):
         return {name: str(v) if type(v) in (int, float) else v for name, v in value.items()}
     return value
 
 
-Inside = Annotated[str, AfterValidator(_inside)]
+RepoPath = Annotated[str, AfterValidator(_inside)]
 """A path or pattern that cannot leave the repository."""
-Words = Annotated[
+CommandLine = Annotated[
     tuple[str, ...],
     BeforeValidator(_words, json_schema_input_type=str | list[str]),
     Field(min_length=1),
@@ -73,7 +73,7 @@ class Input(TaskSection):
     """
 
     env: VariableName
-    locate: Words
+    locate: CommandLine
 
 
 class MutationLimits(TaskSection):
@@ -94,7 +94,7 @@ class MutatorConfig(TaskSection):
     """
 
     type: Literal["command", "overrides", "implementer"] = "overrides"
-    command: Words | None = None
+    command: CommandLine | None = None
     """Edits the artifacts in a checkout of the reference, see docs/tasks.md."""
     timeout_seconds: Seconds = 600.0
 
@@ -115,21 +115,21 @@ class Budget(TaskSection):
 
 
 class RunConfig(TaskSection):
-    command: Words | None = None
+    command: CommandLine | None = None
     """None: nothing where a program scores; else `environment.training_command` finds one."""
-    cwd: Inside = "."
+    cwd: RepoPath = "."
     """Relative to the repository."""
-    env: Annotated[dict[VariableName, str], BeforeValidator(_texts)] = {}
+    env: Annotated[dict[VariableName, str], BeforeValidator(_stringify)] = {}
     budget: Budget | None = None
     """None: what an input reports, else 300 s of wall clock."""
-    preflight: Words | None = None
+    preflight: CommandLine | None = None
     """Prints a JSON verdict about a candidate in seconds, without training it."""
     deadline_seconds: Seconds | None = None
     """None: start-up allowance + factor x budget + evaluation allowance."""
     max_processes: Annotated[int, Field(ge=1)] = 512
     """Processes that the run, or its scoring, may have at once, and four threads for each; more
     end it. Data loaders and compilers start one for each core."""
-    log: Inside | None = None
+    log: RepoPath | None = None
     """A file in the checkout that holds the summary, for a script that does not print it."""
     device: Literal["cpu", "cuda"] | None = None
     """None: what an input reports, else a GPU where there is one."""
@@ -168,8 +168,8 @@ class ScorerConfig(TaskSection):
     """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
 
     type: Literal["log", "command", "model"] = "log"
-    command: Words | None = None
-    evaluator: Inside | None = None
+    command: CommandLine | None = None
+    evaluator: RepoPath | None = None
     """The protected file that scores a model; taken from the commit, by hash."""
     parse: Parse = Parse()
     timeout_seconds: Seconds = 600.0
@@ -258,9 +258,9 @@ class TaskFile(TaskSection):
     description: str = ""
     root: Literal["task", "repository"] = "task"
     """`artifacts` and `protected` are relative to the task file's folder, or to the top."""
-    artifacts: Annotated[tuple[Inside, ...], Field(min_length=1)]
+    artifacts: Annotated[tuple[RepoPath, ...], Field(min_length=1)]
     """The files that may change."""
-    protected: tuple[Inside, ...] | None = None
+    protected: tuple[RepoPath, ...] | None = None
     """Files whose content decides whether two experiments can be compared. None: every other
     tracked file. Whatever is listed, nothing but artifacts may ever change."""
     inputs: tuple[Input, ...] = ()

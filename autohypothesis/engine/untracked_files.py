@@ -206,7 +206,7 @@ REGENERATED_PATTERNS = (
 """Made by tools themselves, in our patterns."""
 
 
-class Absent(NamedTuple):
+class UntrackedEntry(NamedTuple):
     """A file or a folder of the user's, relative to the repository; a folder ends in a slash."""
 
     path: str
@@ -229,10 +229,10 @@ class Absent(NamedTuple):
         return "'/" + escaped.replace("'", "'\\''") + "'"
 
 
-class Lacking(NamedTuple):
+class MissingFiles(NamedTuple):
     """The largest of what is absent, and how much more there is."""
 
-    largest: tuple[Absent, ...] = ()
+    largest: tuple[UntrackedEntry, ...] = ()
     others: int = 0
     filters: tuple[str, ...] = ()
     """git filters that the user's checkout applies and that of a run does not."""
@@ -263,21 +263,21 @@ class Lacking(NamedTuple):
         return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
 
 
-_known: dict[tuple[str, ...], tuple[float, Lacking]] = {}
+_known: dict[tuple[str, ...], tuple[float, MissingFiles]] = {}
 
 
-def lacking(repository: Repository, task: Task) -> Lacking:
+def lacking(repository: Repository, task: Task) -> MissingFiles:
     """Return what a run will lack; looked up again after `FRESH_S`."""
     root = repository.root
     key = (str(root), *task.artifacts, "", *patterns_of(root, task))
-    asked, answer = _known.get(key, (-FRESH_S, Lacking()))
+    asked, answer = _known.get(key, (-FRESH_S, MissingFiles()))
     if time.monotonic() - asked >= FRESH_S:
         answer = look(repository, task)
         _known[key] = (time.monotonic(), answer)
     return answer
 
 
-def look(repository: Repository, task: Task) -> Lacking:
+def look(repository: Repository, task: Task) -> MissingFiles:
     """Return which files of the user's folder are in no commit, and so in no run, as it is now.
 
     What we made, and what tools make anew by themselves, does not count. Folders are measured for
@@ -298,7 +298,7 @@ def look(repository: Repository, task: Task) -> Lacking:
     head = repository.head()
     part = git_export.Part(repository.common_dir, head, repository.entries(head))
     filters = tuple(git_export.filters_left_out(part, root))
-    return Lacking(tuple(absent[:LARGEST]), len(absent[LARGEST:]), filters)
+    return MissingFiles(tuple(absent[:LARGEST]), len(absent[LARGEST:]), filters)
 
 
 def _is_ours(root: Path, path: str) -> bool:
@@ -312,17 +312,17 @@ def _is_ours(root: Path, path: str) -> bool:
     return bool(inside) and set(os.listdir(root / bare)) <= inside
 
 
-def _measured(root: Path, path: str, deadline: float) -> Absent:
+def _measured(root: Path, path: str, deadline: float) -> UntrackedEntry:
     size = 0
     for _, stamp in _files(root, path.rstrip("/")):
         size += _bytes_of(stamp)
         if path.endswith("/") and time.monotonic() > deadline:
-            return Absent(path, size, True)
-    return Absent(path, size, False)
+            return UntrackedEntry(path, size, True)
+    return UntrackedEntry(path, size, False)
 
 
 @contextmanager
-def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
+def warn_once(repository: Repository, task: Task, tag: str) -> Iterator[str]:
     """Yield what to tell a person before a run: once a search, and when other files are concerned.
 
     It counts as told when the block ends without an error.

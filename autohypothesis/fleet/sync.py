@@ -114,7 +114,7 @@ class _Sync:
         self.tag = self._active_tag()
         self.written: list[str] = []
         self.taken: list[str] = []
-        self.aged: list[tuple[Path, Callable[[], bytes]]] = []
+        self.deferred: list[tuple[Path, Callable[[], bytes]]] = []
         """Files to make anew after the lock is released."""
         self.folded_at = 0
         """Time after the last write of the ledger, in nanoseconds since the epoch."""
@@ -131,9 +131,11 @@ class _Sync:
         board = tables.leaderboard(self.folded, self.tag, sum(map(self._at_work, heartbeats)))
         self._dated(self.layout.leaderboard, board)
         if not light:
-            self._age(self.layout.fleet_brief, everything, lambda: self._brief(board))
+            self._defer_if_stale(self.layout.fleet_brief, everything, lambda: self._brief(board))
             lines = self.folded.content.splitlines()
-            self._age(self.layout.aggregate_parquet, everything, lambda: _as_parquet(lines))
+            self._defer_if_stale(
+                self.layout.aggregate_parquet, everything, lambda: _as_parquet(lines)
+            )
         problems = [problem.model_dump() for problem in self.folded.problems]
         self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
         self.folded_at = time.time_ns()
@@ -152,7 +154,7 @@ class _Sync:
         Raises:
             RecordError: the disk is full.
         """
-        for path, make in self.aged:
+        for path, make in self.deferred:
             content = make()
             by_newer_sync = self.folded_at < _written_at(path) * 1e9 <= time.time_ns()
             if not by_newer_sync:
@@ -252,7 +254,7 @@ class _Sync:
         ours = tables.results_tsv(self.folded.entries, self.tag)
         path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
         before = self._lines(copy)
-        theirs = self._their_lines(ours, before) if self._is_free(path, not before) else None
+        theirs = self._their_lines(ours, before) if self._may_write(path, not before) else None
         changed = set(before or ()) - set(ours.split("\n"))  # a kill may leave them at `path`
         if theirs and self.folded.entries and not before:
             self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
@@ -269,7 +271,7 @@ class _Sync:
         whole = tables.HEADER + _joined(before) + ours.removeprefix(tables.HEADER) + _joined(added)
         self._table(self.layout.results_tsv, whole, unless=self._tracked)
 
-    def _is_free(self, path: Path, first: bool) -> bool:
+    def _may_write(self, path: Path, first: bool) -> bool:
         """Return whether there is room for our table at `path`, or one of the published format.
 
         Something else that was there before our first stays; an empty `results_before` says so.
@@ -341,13 +343,13 @@ class _Sync:
             pass
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 
-    def _age(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
+    def _defer_if_stale(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
         """Note what is older than the ledger to be made anew, once a minute at most."""
         made, folded = _written_at(path), _written_at(self.layout.ledger)
         due = made < folded and time.time() - made > REFRESH_S
         if everything or due:
             self._clear(path)  # under the lock, so that problems.json tells of it
-            self.aged.append((path, make))
+            self.deferred.append((path, make))
 
     def _put(self, path: Path, content: bytes, *, durable: bool = True) -> None:
         """Write one file. A folder in its place is set aside: no rename can replace it."""

@@ -114,7 +114,7 @@ def _asked(
 ) -> Overrides | None:
     """Return a study's idea for a few knobs, the others as they are; None: it is no new one."""
     library, sampler = _optuna(), study.sampler
-    chosen = _few(history, boxes, random)
+    chosen = _sample_knobs(history, boxes, random)
     reference = {
         name: here
         for name, box in boxes.items()
@@ -146,7 +146,7 @@ def _accepted(history: History, values: Mapping[str, Setting], taken: set[Key]) 
     return overrides if history.change_key(overrides) not in taken else None
 
 
-def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
+def _sample_knobs(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
     """Return 2 to 4 knobs; promising ones are drawn more often."""
     names = [name for name in in_order(history.axes) if name in boxes]
     # Efraimidis and Spirakis: the largest of these are a weighted sample without replacement.

@@ -31,7 +31,7 @@ STEP = 0.01
 LEAST = -1.0
 OTHER_WAY = 6
 """Places by which the second direction of a knob comes later."""
-FOLLOW = 100
+SAME_DIRECTION_BONUS = 100
 """Places that a direction which improved jumps ahead."""
 CLEARLY_WORSE_FACTOR = 3.0
 """A loss of so many min_delta against an older reference counts against the present one too."""
@@ -128,7 +128,7 @@ def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[
         rank += 3 * knobs * _reverts_keep(history, axis, step)
         rank += 3 * knobs * ((axis.name, step.direction) in history.waiting)
         if follows is not None and not step.fine:
-            rank -= FOLLOW
+            rank -= SAME_DIRECTION_BONUS
         yield Move(axis.name, step.value, rank, follows)
 
 

@@ -33,7 +33,7 @@ LOOSE_REFS = 200
 SALVAGE = "refs/fleet/salvage/"
 FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 """A SHA-1 or SHA-256. What such a name stands for never changes."""
-REMEMBERED_VERSIONS = 40
+CACHED_COMMITS = 40
 """Answers about objects that a `Repository` keeps."""
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
@@ -216,7 +216,7 @@ class Repository:
             answer = ask()
             if not FULL.fullmatch(name):
                 return answer
-            while len(self._known) >= REMEMBERED_VERSIONS:
+            while len(self._known) >= CACHED_COMMITS:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = answer
         return self._known[key]  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import pytest
 
 from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.untracked_files import look, telling
+from autohypothesis.engine.untracked_files import look, warn_once
 from autohypothesis.records.git import Repository
 
 Git = Callable[..., str]
@@ -87,10 +87,10 @@ def test_it_is_told_once_for_a_search_and_again_when_it_changes(
     put(repository.root, data__a=10)
 
     def told(tag: str = "t") -> str:
-        with telling(repository, task, tag) as words:
+        with warn_once(repository, task, tag) as words:
             return words
 
-    with pytest.raises(ZeroDivisionError), telling(repository, task, "t") as words:
+    with pytest.raises(ZeroDivisionError), warn_once(repository, task, "t") as words:
         assert "data/" in words
         raise ZeroDivisionError
     assert "data/ (10 bytes)" in told(), "what ended with an error may not have been seen"

@@ -131,7 +131,7 @@ def test_progress_comes_from_the_runs_events_and_a_torn_line_waits(layout: Layou
 def test_what_a_worker_runs_is_gone_from_its_heartbeat_when_it_rests(layout: Layout) -> None:
     pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0", worktree_path="/somewhere"))
     pulse.runs({"run": "/r"}, run_id="a-1", hypothesis_id="a", title="t", commit="c")
-    assert pulse.beating.paths == {"worktree": "/somewhere", "run": "/r"}
+    assert pulse.heartbeat.paths == {"worktree": "/somewhere", "run": "/r"}
     pulse.rests()
     pulse.enter("idle")
     seen = read_heartbeat(layout, "w0")
@@ -147,7 +147,7 @@ def test_a_run_right_after_another_does_not_inherit_its_time(layout: Layout) -> 
     pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     pulse.runs({}, run_id="a-1", hypothesis_id="a")
     long_ago = now() - timedelta(hours=1)
-    pulse.beating = pulse.beating.model_copy(update={"since": long_ago})
+    pulse.heartbeat = pulse.heartbeat.model_copy(update={"since": long_ago})
     pulse.runs({}, run_id="b-1", hypothesis_id="b")
     seen = read_heartbeat(layout, "w0")
     assert seen is not None and seen.since is not None and seen.since > long_ago

@@ -209,7 +209,7 @@ def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_steady_life(tmp_pat
     child.process = subprocess.Popen(["false"])
     child.process.wait()
     child.began = time.monotonic() - 61
-    supervisor._take(child, 1)
+    supervisor._on_exit(child, 1)
     assert child.due is not None and child.due - time.monotonic() < 1.1
 
 

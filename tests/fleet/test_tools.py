@@ -116,7 +116,7 @@ def test_a_tool_that_writes_to_research_is_not_published(
         path, sha256(source).hexdigest(), ["--research", str(layout.research), "--json"],
         read_only=layout.root, cwd=path.parent, timeout_s=60,
     )  # fmt: skip
-    assert ended.exit_code == guard.WROTE and ended.err.count("refused: ") == 6, ended
+    assert ended.exit_code == guard.EXIT_WROTE and ended.err.count("refused: ") == 6, ended
     with pytest.raises(ToolError, match="changes the research with --json"):
         publish(layout, source=source)
     assert sorted(layout.root.rglob("*")) == before

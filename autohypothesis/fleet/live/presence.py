@@ -109,7 +109,7 @@ class HeartbeatWriter:
         self._busy_since: float | None = None
         self._busy = 0.0
         own, moment = Process.own(), now()
-        self.beating = Heartbeat(
+        self.heartbeat = Heartbeat(
             worker_id=worker.worker_id,
             node_id=own.host,
             gpu_id=worker.device or worker.gpu_id,
@@ -128,12 +128,12 @@ class HeartbeatWriter:
 
     @property
     def state(self) -> WorkerState:
-        return self.beating.state
+        return self.heartbeat.state
 
     def enter(self, state: WorkerState, notes: str = "", **changes: Any) -> None:
         """Be in `state`, and write it if anything is new. What runs stays as it is."""
         update = {"state": state, "notes": notes, **changes}
-        if all(getattr(self.beating, name) == value for name, value in update.items()):
+        if all(getattr(self.heartbeat, name) == value for name, value in update.items()):
             return
         if state != self.state:
             update["since"] = now()
@@ -157,7 +157,7 @@ class HeartbeatWriter:
         )  # fmt: skip
 
     def _own_paths(self) -> dict[str, str]:
-        return {name: path for name, path in self.beating.paths.items() if name == "worktree"}
+        return {name: path for name, path in self.heartbeat.paths.items() if name == "worktree"}
 
     @property
     def busy_seconds(self) -> float:
@@ -190,12 +190,12 @@ class HeartbeatWriter:
             self._update(state="scoring", since=now())
 
     def _update(self, **fields: Any) -> None:
-        self.beating = self.beating.model_copy(update=fields)
+        self.heartbeat = self.heartbeat.model_copy(update=fields)
 
     def _write(self) -> None:
         self._due = time.monotonic() + BEAT_S
         self._update(updated_at=now(), busy_seconds=self.busy_seconds)
-        write_heartbeat(self._layout, self.beating)
+        write_heartbeat(self._layout, self.heartbeat)
 
 
 def read_manifest(layout: Layout) -> Manifest | None:

@@ -236,7 +236,10 @@ class ReplicateScheduler:
             and each.source_id.startswith(CONFIRM_PREFIX)
         ]
         known = self.queue.sources() if wanted else {}
-        lines = [self._order(source, *run, known.get(source)) for source, run in wanted.items()]
+        lines = [
+            self._queue_or_requeue(source, *run, known.get(source))
+            for source, run in wanted.items()
+        ]
         lines += [self._take_back(each) for each in queued if each.source_id not in wanted]
         return [line for line in lines if line]
 
@@ -252,7 +255,9 @@ class ReplicateScheduler:
                     )
         return problems
 
-    def _order(self, source: str, run: Experiment, key: str, hypothesis_id: str | None) -> str:
+    def _queue_or_requeue(
+        self, source: str, run: Experiment, key: str, hypothesis_id: str | None
+    ) -> str:
         if hypothesis_id is None:
             return queue_repeat(self.queue, source, run, platform_key=key[:KEY_LENGTH])
         ended = self._ended(hypothesis_id)

@@ -144,7 +144,7 @@ class Observer:
             self._attempt(
                 self._schedule_baseline,
                 self._schedule_replicates,
-                self._take_proposals,
+                self._queue_proposals,
                 self._validate_proposals,
                 self._dispatch,
                 self._ask_proposers,
@@ -309,7 +309,7 @@ class Observer:
         if "decide" not in self._failed:  # else it is not known which wins wait
             self._log(*self.replicates.turn(self.decider.needs_runs))
 
-    def _take_proposals(self) -> None:
+    def _queue_proposals(self) -> None:
         self._log(*self.proposals.collect())
 
     def _validate_proposals(self) -> None:

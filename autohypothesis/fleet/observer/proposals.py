@@ -36,11 +36,11 @@ from autohypothesis.schema import Brief, Hypothesis, Proposal
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
-SHOWN = 300
+MAX_ERROR_CHARS = 300
 """Characters of the message of a proposer that failed."""
-REMEMBERED_VERSIONS = 50
+MAX_REFUSALS = 50
 """Refusals that a proposer is told of."""
-ENOUGH = 3
+MAX_UNUSABLE_ANSWERS = 3
 """Answers in a row, on the same evidence, of which nothing could be used."""
 
 
@@ -135,7 +135,7 @@ class ProposerPool:
     def record_answer_outcome(self, proposer: str, taken: int, refused: dict[str, str]) -> None:
         """Note what became of an answer; one of which nothing could be used is a reason to wait."""
         member = self._members[proposer]
-        member.refused = dict(list(refused.items())[-REMEMBERED_VERSIONS:])
+        member.refused = dict(list(refused.items())[-MAX_REFUSALS:])
         if taken:
             member.wait_no_longer()
             member.unusable_answers = 0
@@ -146,7 +146,7 @@ class ProposerPool:
     def refuse(self, proposer: str, title: str, reason: str) -> None:
         """Note that an idea which was queued turned out to be of no use."""
         if (member := self._members.get(proposer)) is not None:
-            kept = list(member.refused.items())[-(REMEMBERED_VERSIONS - 1) :]
+            kept = list(member.refused.items())[-(MAX_REFUSALS - 1) :]
             member.refused = dict([*kept, (title, reason)])
 
     def reset_after_decision(self) -> None:
@@ -166,7 +166,9 @@ class ProposerPool:
     def is_exhausted(self) -> bool:
         """Return whether no proposer has an idea left; one that failed may have one."""
         return all(
-            member.unusable_answers >= ENOUGH and not member.thinks and not member.problem
+            member.unusable_answers >= MAX_UNUSABLE_ANSWERS
+            and not member.thinks
+            and not member.problem
             for member in self._members.values()
         )
 
@@ -189,9 +191,11 @@ class ProposerPool:
         try:
             answer = _parse_proposals(name, proposer.propose(situation, count), count)
         except AutohypothesisError as error:
-            answer = ProposerAnswer(name, problem=str(error)[:SHOWN])
+            answer = ProposerAnswer(name, problem=str(error)[:MAX_ERROR_CHARS])
         except Exception as error:  # a third party's code: anything it raises is its failure
-            answer = ProposerAnswer(name, problem=f"{type(error).__name__}: {error}"[:SHOWN])
+            answer = ProposerAnswer(
+                name, problem=f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+            )
         finally:
             self._answers.put(answer)
 
@@ -293,7 +297,9 @@ class ProposalIntake:
         return lines
 
 
-def suggest(project: Project, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:
+def propose_checked(
+    project: Project, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND
+) -> str:
     """Queue `proposal` after the checks that a worker would make later; return its id.
 
     Raises:

@@ -192,7 +192,7 @@ ROLES = ("supervisor", "observer", "tool-builder")
 """Roles of a fleet; a single loop has an observer only."""
 SMALL = 256 * 1024
 """Bytes of a heartbeat, or of a role's file; a larger one is damage."""
-AHEAD_S = 5.0
+CLOCK_SKEW_S = 5.0
 """A clock may be off by this much; a time further ahead is wrong."""
 SHOWN_WAITING = 5
 """Hypotheses that are shown of those that wait."""
@@ -451,7 +451,7 @@ class _Reader:
         if moment is None:
             return None
         age = (self.now - moment).total_seconds()
-        if age < -AHEAD_S:
+        if age < -CLOCK_SKEW_S:
             wrong = Notice(f"{whose} gives a time that is {-age:,.0f} s in the future")
             if wrong not in self.needs:
                 self.needs.append(wrong)

@@ -159,7 +159,7 @@ class _FleetSetup:
         self._release(manifest)
         self.notes += prompts.write_all(self.project, manifest)
         write_json(self.layout.manifest, manifest)
-        self._remark(manifest)
+        self._add_notes(manifest)
         return Fleet(manifest, self.notes, done)
 
     def _refuse_while_at_work(self) -> None:
@@ -316,7 +316,7 @@ class _FleetSetup:
                 moved += bool(end_claim(self.project, queue, hypothesis, worker, decided))
         return moved
 
-    def _remark(self, manifest: Manifest) -> None:
+    def _add_notes(self, manifest: Manifest) -> None:
         """Note what will keep these workers from training, and what an earlier fleet left."""
         before = self.before
         if before is not None and before.tag != self.tag and self.tag in before.earlier:

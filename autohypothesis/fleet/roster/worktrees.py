@@ -259,7 +259,7 @@ def prune(project: Project, *, dry_run: bool = False, tag: str | None = None) ->
         pruning = _Pruning(project, dry_run)
         for name, worker in past:
             if manifest is None or name != manifest.tag or worker not in active:
-                pruning.take_away(name, worker, name_is_taken=worker in active)
+                pruning.remove_worker(name, worker, name_is_taken=worker in active)
         return pruning.steps
 
 
@@ -278,7 +278,7 @@ class _Pruning:
     dry_run: bool
     steps: list[PruneStep] = field(default_factory=list)
 
-    def take_away(self, tag: str, worker: str, *, name_is_taken: bool) -> None:
+    def remove_worker(self, tag: str, worker: str, *, name_is_taken: bool) -> None:
         """Remove the worktrees, then the branch: one that is checked out cannot go.
 
         Args:

@@ -139,7 +139,7 @@ class Supervisor:
         changed, outcome = False, None
         for child in self.children:
             if child.process is not None and (code := child.process.poll()) is not None:
-                outcome = self._take(child, code) or outcome
+                outcome = self._on_exit(child, code) or outcome
                 changed = True
             if outcome is None and child.due is not None and child.due <= time.monotonic():
                 self._start(child)
@@ -161,10 +161,10 @@ class Supervisor:
         child.start = process_start(child.process.pid) or 0.0
         child.began = time.monotonic()
 
-    def _take(self, child: ManagedProcess, code: int) -> Outcome | None:
+    def _on_exit(self, child: ManagedProcess, code: int) -> Outcome | None:
         """Handle the end of a role: for good, or to be started again."""
         assert child.process is not None
-        left = self._left_as(child.spec, child.process.pid) if code == 0 else ""
+        left = self._clean_exit_state(child.spec, child.process.pid) if code == 0 else ""
         child.process = None
         if time.monotonic() - child.began > STEADY_S:
             child.failures = 0
@@ -179,7 +179,7 @@ class Supervisor:
         self._pause(child, exit_reason(self.layout, child.spec.name, code))
         return None
 
-    def _left_as(self, spec: ProcessSpec, pid: int) -> str:
+    def _clean_exit_state(self, spec: ProcessSpec, pid: int) -> str:
         """Return how a role that exited with 0 reports that it left; empty where it did not."""
         if spec.nice:
             return "stopped"

@@ -76,7 +76,7 @@ def check(
 
 def _failure(option: str, limit_s: float, ended: program.ProgramEnd) -> str:
     """Return what is wrong with a trial; empty when nothing is."""
-    if ended.exit_code == guard.WROTE:
+    if ended.exit_code == guard.EXIT_WROTE:
         refused = re.search(r"^refused: (.*)", ended.err, re.MULTILINE)
         what = refused[1] if refused else ended.last_words()
         return f"changes the research with {option}: {what}"

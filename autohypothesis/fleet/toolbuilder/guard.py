@@ -3,7 +3,7 @@
     python guard.py SHA256 FOLDER SCRIPT [ARGS...]
 
 Exactly the bytes that have the hash are run, whatever happens to the file meanwhile. A write that
-was tried is refused, named on stderr, and ends in exit code `WROTE` even if the script took no
+was tried is refused, named on stderr, and ends in exit code `EXIT_WROTE` even if the script took no
 notice of it. This holds for Python code in this process; the sandbox around it, where there is
 one, holds for everything.
 """
@@ -20,8 +20,8 @@ from hashlib import sha256
 from types import ModuleType
 from typing import Any
 
-WROTE = 77
-CHANGED = 78
+EXIT_WROTE = 77
+EXIT_CHANGED = 78
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NO_FOLDER = 99
 _CHANGES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -48,7 +48,7 @@ def main() -> None:
         source = file.read()
     if sha256(source).hexdigest() != digest:
         print(f"{script} is not the file that was published", file=sys.stderr)
-        sys.exit(CHANGED)
+        sys.exit(EXIT_CHANGED)
     protected, refused = os.path.realpath(folder), list[str]()
 
     def hook(event: str, words: tuple[Any, ...]) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     finally:
         if refused:
             sys.stdout.flush()
-            os._exit(WROTE)
+            os._exit(EXIT_WROTE)
 
 
 def _changed(event: str, words: tuple[Any, ...]) -> list[str]:

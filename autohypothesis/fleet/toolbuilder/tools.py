@@ -299,7 +299,7 @@ def run(
         cwd=cwd or layout.root,
         capture=capture,
     )
-    if ended.exit_code == guard.CHANGED:
+    if ended.exit_code == guard.EXIT_CHANGED:
         raise changed
     call = {"time": rfc3339(now()), "tool_id": tool_id, "exit_code": ended.exit_code}
     jsonl.append(layout.tool_calls, {**call, "seconds": round(ended.seconds, 3)})

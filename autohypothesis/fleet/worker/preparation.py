@@ -50,12 +50,12 @@ class WorkerQueue:
         self._not_before = 0.0
         self._refused = ""
         """Why the last step was not taken; empty when all were."""
-        self._left_alone: list[str] = []
+        self._unrecoverable_runs: list[str] = []
 
     @property
     def problem(self) -> str:
         """Return why the last step was not taken, and which runs are left alone; "" for neither."""
-        return "; ".join(filter(None, (self._refused, *self._left_alone)))
+        return "; ".join(filter(None, (self._refused, *self._unrecoverable_runs)))
 
     def claimed(self) -> list[Hypothesis]:
         return self._queue.running(self._worker)[self._worker]
@@ -93,7 +93,7 @@ class WorkerQueue:
             problem: reported for as long as this worker lives.
         """
         if problem:
-            self._left_alone.append(problem)
+            self._unrecoverable_runs.append(problem)
         if experiment_id:
             with suppress(OSError):
                 runner.forget(self._project, experiment_id)
@@ -106,7 +106,7 @@ class WorkerQueue:
         )
         self.flush()
 
-    def pass_on(self) -> None:
+    def withdraw_all(self) -> None:
         """Let other workers have everything that waits for this one."""
         with suppress(AutohypothesisError, OSError):
             for hypothesis in self._queue.dispatched(self._worker)[self._worker]:

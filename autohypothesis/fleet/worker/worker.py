@@ -125,7 +125,7 @@ class FleetWorker:
                 self._recover()
                 while not stop.requested:
                     self._turn(stop)
-                self._leave(stop)
+                self._shut_down(stop)
             except BaseException as error:
                 self.pulse.enter("stopped", f"ended by {error!r}")
                 raise
@@ -136,21 +136,21 @@ class FleetWorker:
         if self.current is not None:
             self._follow(self.current)
         elif self._blocked or not self._begin():
-            self._rest(stop)
+            self._idle(stop)
         self.claims.flush()
         self.pulse.tick(self._next_id())
 
-    def _rest(self, stop: StopRequest) -> None:
+    def _idle(self, stop: StopRequest) -> None:
         if self.next is not None and not self.next.is_over:
-            self._say("preparing", self.claims.problem)
+            self._report_state("preparing", self.claims.problem)
             self.next.join(POLL_S)
             return
         is_pausing = self._failures > 0 and time.monotonic() < self._claim_at
         if not self._blocked and self._held_since is None and not is_pausing:
-            self._say("idle", self.claims.problem)
+            self._report_state("idle", self.claims.problem)
         stop.wait(POLL_S)
 
-    def _say(self, state: WorkerState, notes: str = "") -> None:
+    def _report_state(self, state: WorkerState, notes: str = "") -> None:
         self.pulse.enter(state, notes, next_hypothesis_id=self._next_id())
 
     def _next_id(self) -> str | None:
@@ -204,9 +204,9 @@ class FleetWorker:
             self.project, self.entry, hypothesis, label=self.label, rights=self.rights
         )
         if self.current is None:
-            self._say("preparing")
+            self._report_state("preparing")
         else:  # the report about the one that runs stays
-            self._say(self.pulse.state, self.pulse.beating.notes)
+            self._report_state(self.pulse.state, self.pulse.heartbeat.notes)
 
     def _take_preparation(self, prepared: Preparation) -> None:
         name = prepared.hypothesis.hypothesis_id
@@ -264,8 +264,8 @@ class FleetWorker:
         self._failures += 1
         self._claim_at = time.monotonic() + min(0.5 * 2**self._failures, LONGEST_PAUSE_S)
         if self._failures >= TRIES:
-            self.claims.pass_on()
-        self._say("idle" if self.current is None else self.pulse.state, why)
+            self.claims.withdraw_all()
+        self._report_state("idle" if self.current is None else self.pulse.state, why)
 
     # ── the device ────────────────────────────────────────────────────────────────────────
 
@@ -281,7 +281,7 @@ class FleetWorker:
         if not reason and (halt := self._reason_not_to_begin()):
             self._return_prepared()
             if self.current is None:
-                self._say("idle", halt)
+                self._report_state("idle", halt)
             self._blocked = True
             return True
         behind = self._held_since is not None
@@ -296,9 +296,9 @@ class FleetWorker:
         self._blocked = bool(reason) or problem is not None
         if reason:
             if self._return_prepared():
-                self.claims.pass_on()  # to other workers, until it is over
+                self.claims.withdraw_all()  # to other workers, until it is over
             if self.current is None:
-                self._say("benched", reason)
+                self._report_state("benched", reason)
         elif problem is not None:
             self._wait_for_holder(problem.reason)
         elif self.next is None:
@@ -311,8 +311,8 @@ class FleetWorker:
         self._held_since = self._held_since or moment
         long = moment - self._held_since > HELD_S
         if long and self._return_prepared():
-            self.claims.pass_on()
-        self._say("benched" if long else "idle", reason)
+            self.claims.withdraw_all()
+        self._report_state("benched" if long else "idle", reason)
 
     # ── execute ───────────────────────────────────────────────────────────────────────────
 
@@ -431,7 +431,7 @@ class FleetWorker:
         self._notice_at = time.monotonic() + LOOK_S
         text = self.executor.stall(job.experiment_id)
         if text or self._stands_still:
-            self._say(self.pulse.state, text)
+            self._report_state(self.pulse.state, text)
         self._stands_still = bool(text)
 
     # ── report ────────────────────────────────────────────────────────────────────────────
@@ -450,7 +450,7 @@ class FleetWorker:
                 if is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
                     self._uncollected += 1
-                    self._say(
+                    self._report_state(
                         "reporting", f"{job.experiment_id} cannot be collected: {describe(error)}"
                     )
                     return  # a full disk, say; its worktree is needed until then
@@ -470,14 +470,14 @@ class FleetWorker:
             self._begin()
         if result is not None:
             if self.current is None:
-                self._say("reporting")
+                self._report_state("reporting")
             self.claims.finish(job.hypothesis_id, "completed", result.outcome)
         if go_on and self.current is None:
             self._take_over()
 
     # ── leave ─────────────────────────────────────────────────────────────────────────────
 
-    def _leave(self, stop: StopRequest) -> None:
+    def _shut_down(self, stop: StopRequest) -> None:
         """End the run, unless it is to go on by itself, and give back what does not run."""
         if self.current is not None and not stop.abandoned:
             self._cancel(self.current)
@@ -490,7 +490,7 @@ class FleetWorker:
             self.next.join(POLL_S)
         self.claims.flush()
         left = "left its training to the next worker" if self.current is not None else ""
-        self._say("stopped", left)
+        self._report_state("stopped", left)
 
     def _is_leaving(self) -> bool:
         """Wait a little; return whether there is still something to wait for."""

@@ -21,7 +21,7 @@ from autohypothesis.errors import (
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import ClaimAnswer, ClaimRequest, hub_connection
 from autohypothesis.fleet.hub_sync.outgoing import PublishedHistory
-from autohypothesis.fleet.observer.proposals import suggest
+from autohypothesis.fleet.observer.proposals import propose_checked
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.http import (
@@ -218,8 +218,8 @@ def _queue(
     try:
         commit = fetch(hub, project.repository, result.commit).commit.hash
         told = others_result(result).model_copy(update={"commit": commit})
-        wish = incoming.proposal_from_result(told, priority=incoming.VERIFY_PRIORITY)
-        name = suggest(project, queue, wish, proposer=incoming.HUB_PROPOSER)
+        proposal = incoming.proposal_from_result(told, priority=incoming.VERIFY_PRIORITY)
+        name = propose_checked(project, queue, proposal, proposer=incoming.HUB_PROPOSER)
         return queued._replace(hypothesis_id=name)
     except HubUnavailableError:
         raise
