@@ -233,7 +233,7 @@ def settings_of(repository: Repository, task: Task, commit: str) -> dict[str, An
     literals: dict[str, Any] = {}
     for source in python_sources(repository, task, commit).values():
         with suppress(ChangeError):
-            literals |= read_constants(source)
+            literals = {**read_constants(source), **literals}
     return config_of(literals)
 
 

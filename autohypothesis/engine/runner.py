@@ -439,8 +439,8 @@ def _check_platform(project: Project, win: NeedsRuns, wanted: Experiment, made: 
     key, name = metadata.runtime.platform_key, win.experiment_id
     if key and (key, made.result.commit) != (win.platform_key, wanted.base):
         raise SettleError(
-            f"{made.experiment_id} ran on another platform than {name}, and says nothing"
-            " about it: another device, data or budget",
+            f"{made.experiment_id} ran on another platform or commit than {name}, and says nothing"
+            " about it: another device, data or budget, or another base",
             hint=f"decide it by hand: python orchestrator.py decide {name} keep, or discard",
         )
 

@@ -429,14 +429,16 @@ class TaskLoop:
     def _round(self, requests: Sequence[Experiment]) -> tuple[int, list[Decision]]:
         """Make the changes, run them side by side, decide.
 
-        Return how many decisions tell anything, and those about lost runs, which come again.
+        Return how many decisions tell anything, and those about lost changes, which come again.
         """
         before = len(self.decided)
         self.execute(self.make(requests))
         self.decide()
         self._confirm()
         lost = [decision for decision in self.decided[before:] if is_lost(decision)]
-        return len(self.decided) - before - len(lost), lost
+        # A repeat, of a commit as it stands, was run again by `_confirm` already.
+        again = [decision for decision in lost if decision.base_commit is not None]
+        return len(self.decided) - before - len(lost), again
 
     def make(self, requests: Sequence[Experiment], own: Project | None = None) -> list[RunSpec]:
         """Return the candidates, made side by side; what is refused has a bundle to decide.

@@ -83,8 +83,10 @@ class LoopSession(Tolerant):
 
     def decisions(self, history: LiveHistory) -> list[Decision]:
         """Return its decisions so far, in order; what was lost to infrastructure is left out."""
-        counted = [decision for decision in history.latest.values() if not is_lost(decision)]
-        return counted[self.first :]
+        # By their first decisions: one of before that is overruled now is none of this session.
+        names = dict.fromkeys(decision.experiment_id for decision in history.decisions)
+        counted = [name for name in names if not is_lost(history.latest[name])]
+        return [history.latest[name] for name in counted[self.first :]]
 
     def progress_text(self, history: LiveHistory) -> str:
         """Return `3 of 6 experiments`."""
@@ -294,9 +296,11 @@ class SingleLoop:
                 FleetWorker(project, entry, label=self.session.name).run(own_stop)
             except Exception as error:
                 # The boundary of the thread: whatever it was, the search goes on.
-                failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+                if time.monotonic() - began > STEADY_S:
+                    failures = 0
                 self._worker_problem = f"the worker ended by {error!r}, and is made anew"
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures, 30))
+                failures += 1
                 self._worker_leaves.wait(pause)
 
     def _observer(self, log: TextIO) -> Observer:

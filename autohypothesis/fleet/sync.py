@@ -233,7 +233,7 @@ class _Sync:
     def _report_set_aside(self) -> None:
         name = self.layout.ledger.name + ASIDE
         for aside in sorted(one for one in os.listdir(self.layout.root) if one.startswith(name)):
-            hint = "was set-aside: it held what is not ours; take from it what you need"
+            hint = "was set aside: it held what is not ours; take from it what you need"
             self._complain(self.layout.root / aside, f"{hint}, and delete it")
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:

@@ -13,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.commands import task as command
+from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.project import Project
 from autohypothesis.records import locks
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Decision, now
 from tests.artifact.conftest import MUTATE, SCORE, Letters
 from tests.conftest import ROOT, Answer, NewRepository, called, run_git, wait_until
 
@@ -93,6 +99,28 @@ def test_two_of_a_round_that_touch_the_same_lines_are_not_tried_for_ever(letters
     assert other["exit_codes"]["mutator"] == 0
 
 
+def test_a_change_whose_confirming_run_was_lost_counts_as_tried(
+    letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The confirmation has run it again already."""
+    project = Project.open(letters.root, task=letters.folder / "task.yaml").with_tag("letters")
+    loop = command.loop_of(project, 1, 0)
+    change, repeat = (
+        Decision(
+            decision_id=name, recorded_at=now(), tag="letters", experiment_id=name,
+            base_commit=base, decision_status="crash", reason="infra", requeue=True,
+        )
+        for name, base in (("h-1-1", "c0"), ("h-2-1", None))
+    )  # fmt: skip
+    monkeypatch.setattr(loop, "make", lambda requests: [])
+    monkeypatch.setattr(loop, "execute", lambda specs: None)
+    kept = change.model_copy(update={"decision_status": "keep", "requeue": False})
+    for ended, again in ((kept, []), (change, [change])):
+        monkeypatch.setattr(loop, "decide", lambda: loop.decided.append(ended))  # noqa: B023
+        monkeypatch.setattr(loop, "_confirm", lambda: loop.decided.append(repeat))
+        assert loop._round([Experiment(Change())]) == (1 - len(again), again)
+
+
 def test_more_side_by_side_than_there_are_lanes_is_refused(letters: Letters) -> None:
     ran = letters.run("--parallel", "999")
     assert ran.code == 2 and "CPU lanes" in ran.said and not ran.lines
@@ -110,6 +138,9 @@ def test_a_keep_that_was_not_moved_to_is_not_lost_by_a_commit_of_the_user(
     before = run_git(letters.root, "rev-parse", "HEAD")
     kept = letters.run("--seed", "1").only["commit"]
     run_git(letters.root, "update-ref", "refs/heads/autoresearch/letters", before)
+    layout = Layout(letters.root)
+    result = layout.run(read_decisions(layout)[0][-1].experiment_id).result
+    write_json(result, {**read_json(result), "decision_id": None})
     run_git(letters.root, "reset", "-q", "--hard", before)
     (letters.root / "README.md").write_text("another line\n")
     run_git(letters.root, "commit", "-qam", "by hand")

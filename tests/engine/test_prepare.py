@@ -177,11 +177,12 @@ def test_an_id_is_used_once(repository: Repository, task: Task) -> None:
 
 
 def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> None:
-    repository = make({"a.py": "ALPHA = 1\nBOTH = 1\n", "b.py": "BETA = 1\nBOTH = 1\n", "c": "x"})
+    repository = make({"a.py": "ALPHA = 1\nBOTH = 1\n", "b.py": "BETA = 1\nBOTH = 2\n", "c": "x"})
     several = task.model_copy(update={"artifacts": ("*.py",)})
     candidate = prepare(repository, several, overrides(beta=2, alpha=3))
     assert candidate.diff_stat.startswith("2 files changed")
-    assert candidate.config == {"alpha": 3, "both": 1, "beta": 2}
+    assert candidate.config == {"alpha": 3, "both": 1, "beta": 2}, "of equal names the first counts"
+    assert candidates.settings_of(repository, several, candidate.commit) == candidate.config
     with pytest.raises(ChangeError, match=r"'both' is in a\.py and in b\.py"):
         prepare(repository, several, overrides(both=2), "h-2")
     with pytest.raises(ChangeError, match="there is no constant 'gamma'"):

@@ -18,6 +18,7 @@ from autohypothesis.fleet.observer.search_state import (
     SearchState,
     change_key,
 )
+from autohypothesis.fleet.single_loop import LoopSession
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import DecisionHistory, LiveHistory
@@ -116,6 +117,18 @@ def test_a_record_that_was_written_twice_counts_once(layout: Layout) -> None:
     history.refresh()
     assert list(history.latest) == list(DecisionHistory.of_tag(layout, "t").latest)
     assert len(history.decisions) == 2
+
+
+def test_what_is_overruled_in_a_session_of_a_loop_takes_no_place_of_its_own(
+    layout: Layout,
+) -> None:
+    history = LiveHistory(layout, "t")
+    overruled = decision("h-t-0001-1").model_copy(update={"decision_id": "d-3"})
+    for each in (decision("h-t-0001-1"), decision("h-t-0002-1"), overruled):
+        bundles.append_decision(layout, each)
+    history.refresh()
+    session = LoopSession(tag="t", first=1, begun=now())
+    assert [each.experiment_id for each in session.decisions(history)] == ["h-t-0002-1"]
 
 
 def test_decisions_that_were_restored_are_read_from_the_start(layout: Layout) -> None:

@@ -105,7 +105,7 @@ def test_a_file_that_takes_its_place_in_the_middle_of_a_search_is_kept(searched:
     report = sync(searched.layout)
     assert [path.read_text() for path in asides(searched.root)] == ['{"mine": 1}\n']
     assert searched.rows().keys() == {"baseline-nov20-1", "a-1"}
-    assert any("set-aside" in problem.reason for problem in report.problems)
+    assert any("was set aside" in problem.reason for problem in report.problems)
 
 
 def test_so_many_lines_are_data_and_are_set_aside_whole(searched: Any) -> None:
