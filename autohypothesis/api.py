@@ -14,7 +14,8 @@ from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer.proposals import propose_checked
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.single_loop import Outcome, SingleLoop, exclusive_search, open_session
+from autohypothesis.fleet.single_loop import SingleLoop, exclusive_search, open_session
+from autohypothesis.fleet.supervisor.supervisor import Outcome
 from autohypothesis.fleet.sync import sync
 from autohypothesis.proposers.configured import configured
 from autohypothesis.records.history import LiveHistory, best_kept, of_tag

@@ -144,14 +144,17 @@ RECOVERABLE_ERRORS = (
 disk, or a fault of our own, which `describe` names as one."""
 
 
-def faults_in(error: Any, most: int = 3) -> str:
+_MAX_FAULTS = 3
+
+
+def faults_in(error: Any) -> str:
     """Return the first faults of pydantic's ValidationError on one line, each with its place."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     parts = [
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
-        for fault in faults[:most]
+        for fault in faults[:_MAX_FAULTS]
     ]
-    more = f" (and {len(faults) - most} more)" if len(faults) > most else ""
+    more = f" (and {len(faults) - _MAX_FAULTS} more)" if len(faults) > _MAX_FAULTS else ""
     return "; ".join(part.removeprefix(": ") for part in parts) + more
 
 

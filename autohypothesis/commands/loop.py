@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.proposing import Proposer
-    from autohypothesis.fleet.single_loop import Outcome, SingleLoop
+    from autohypothesis.fleet.single_loop import SingleLoop
+    from autohypothesis.fleet.supervisor.supervisor import Outcome
     from autohypothesis.schema import Decision
 
 WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate": "repeated"}

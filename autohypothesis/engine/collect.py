@@ -29,7 +29,7 @@ from autohypothesis.engine.environment import compile_cache_folder, keep_compile
 from autohypothesis.engine.experiment import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
-from autohypothesis.engine.scoring import Score, scorer_for
+from autohypothesis.engine.scoring import TAIL_BYTES, Score, scorer_for
 from autohypothesis.engine.workspace import Before, Export, find_importable_additions, inspect
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
@@ -53,7 +53,6 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, RunPaths
 from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, finite, now
 
-TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
 KILLED_S = 5.0

@@ -36,6 +36,7 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.mutator import Mutator, record_refusal
 from autohypothesis.engine.project import Project, is_running, run_ids
+from autohypothesis.engine.scoring import TAIL_BYTES
 from autohypothesis.engine.task import BY_HAND
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
@@ -54,7 +55,7 @@ from autohypothesis.records.files import (
     write_atomic,
 )
 from autohypothesis.records.git import experiment_ref
-from autohypothesis.records.outputs import worktree_obstacle
+from autohypothesis.records.outputs import BY_HAND_WORKER, worktree_obstacle
 from autohypothesis.schema import Decision, Metadata, Metrics, Result, finite
 from autohypothesis.system import host_name
 
@@ -67,8 +68,6 @@ CONFIRM_POLL_S = 1.0
 MAX_RUNS_WITHOUT_PROGRESS = 6
 """Runs in a row that may tell nothing about a win before the user is asked to look."""
 LOG_LIMIT = 256 << 20
-TAIL = 4_096
-BY_HAND_WORKER = "by-hand"
 
 
 class ProgressListener:
@@ -505,7 +504,7 @@ def result_of_log(spec: RunSpec, text: str) -> Result:
     summary = parse_summary(text + "\n", metric)
     value = finite(summary.metrics.get(metric))
     ended = {"status": "exited", "exit_code": 0 if value is not None else 1}
-    failure = classify(ended, text[-TAIL:], value, metric_name=metric)
+    failure = classify(ended, text[-TAIL_BYTES:], value, metric_name=metric)
     evidence = {"summaries_seen": summary.blocks}
     metrics = Metrics.model_validate(summary.metrics)
-    return result_of(spec, value, failure, text[-TAIL:], evidence, metrics)
+    return result_of(spec, value, failure, text[-TAIL_BYTES:], evidence, metrics)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.failures import classify, infra_reason
 from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
+from autohypothesis.engine.shim import SCORING_TIMED_OUT
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
@@ -30,8 +31,6 @@ LOG_LIMIT = 64 << 20
 EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
 """Failures behind the evaluator's own refusals; any other is a fault of the candidate's code."""
 
-TIMED_OUT = "scoring took longer than"
-"""Beginning of the error that the shim writes for a scoring that it ended."""
 TAIL_BYTES = 4_096
 
 
@@ -121,7 +120,7 @@ class CommandScorer:
             return Score(None, problem=f"the scorer could not judge: {why}", kind="infra")
         if answer.get("exit_code") != 0 or (error and parse.pattern is None):
             # A candidate may keep a scorer busy for ever, so its time is the candidate's doing.
-            is_late = error.startswith(TIMED_OUT)
+            is_late = error.startswith(SCORING_TIMED_OUT)
             kind: FailureKind = "timeout" if is_late else _kind_of(run, answer, "no_metric")
             problem = f"the scorer failed: {error or 'it did not run'}"
             return Score(None, problem=problem, kind=kind)
@@ -202,7 +201,7 @@ def _kind_of(run: RunPaths, answer: Mapping[str, Any], default: FailureKind) -> 
     error = str(answer.get("error") or "")
     if answer.get("status") == "processes":
         return "code_error"
-    if error.startswith(TIMED_OUT):
+    if error.startswith(SCORING_TIMED_OUT):
         return "infra"
     tail = f"{read_tail(str(run.score_log), TAIL_BYTES)}\n{error}"
     failure = classify({"status": "exited", "exit_code": 1}, tail, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
@@ -28,6 +27,8 @@ Clock = Literal["wall", "cpu"]
 Status = Literal["running", "finished", "dead", "absent"]
 
 FOREIGN_DEADLINE_S = 600.0
+SCORING_TIMED_OUT = "scoring took longer than"
+"""Beginning of the error that the shim writes for a scoring that it ended."""
 PROCESS = "autohypothesis.engine.shim_run"
 GO = b"go "
 """Starts a shim that waits on its standard input; the seal of the run and a line end follow."""
@@ -328,10 +329,10 @@ def status(run: RunPaths) -> Status:
     return "finished" if run.exit.exists() else "dead"
 
 
-def wait(run: RunPaths, timeout: float | None = None) -> Status:
+def wait(run: RunPaths, timeout: float) -> Status:
     """Wait until the shim has gone, `timeout` seconds at most; return its status then."""
     known = read_record(run)
-    until = math.inf if timeout is None else time.monotonic() + timeout
+    until = time.monotonic() + timeout
     while known and system.is_alive(known.pid, known.start):
         if (left := until - time.monotonic()) <= 0:
             break

@@ -34,7 +34,7 @@ from autohypothesis.engine.processes import (
     ProcessMonitor,
     spawn,
 )
-from autohypothesis.engine.shim import Launch, ScoreCommand, utc_now
+from autohypothesis.engine.shim import SCORING_TIMED_OUT, Launch, ScoreCommand, utc_now
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
 
@@ -420,7 +420,7 @@ def score_result(ended: ChildEnd, log_tail: str, timeout_s: float) -> dict[str, 
     found = json_objects(log_tail)
     result, error = found[-1] if found else None, None
     if ended.status == "deadline":
-        error = f"scoring took longer than {timeout_s:g} s"
+        error = f"{SCORING_TIMED_OUT} {timeout_s:g} s"
     elif ended.status != "exited":
         error = ended.error or f"scoring was ended ({ended.status}, signal {ended.signal})"
     elif ended.exit_code:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from autohypothesis.engine.shim import FOREIGN_DEADLINE_S
 from autohypothesis.engine.task import (
     Objective,
     RunConfig,
@@ -28,7 +29,6 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import did_you_mean
 
-FOREIGN_DEADLINE_S = 600.0
 FOREIGN_MIN_DELTA = 0.001
 """bpb; one seed of the published baseline differs from another by 0.0007 to 0.001."""
 MAX_BYTES = 256 * 1024

@@ -303,10 +303,6 @@ class Workspace:
         self.repository.compare_and_swap(ref, commit, self.repository.read_ref(ref))
         return commit
 
-    def remove(self) -> None:
-        """Delete the worktree. `salvage` it first where it may hold work."""
-        self.repository.worktree_remove(self.path)
-
     def _exists(self) -> bool:
         return (self.path / ".git").is_file()
 

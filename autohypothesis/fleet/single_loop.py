@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from subprocess import Popen, TimeoutExpired
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
@@ -36,7 +36,7 @@ from autohypothesis.fleet.observer.scheduling import ALL_RUN, SearchLimits
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
-from autohypothesis.fleet.supervisor.supervisor import SYNC_EXIT_S
+from autohypothesis.fleet.supervisor.supervisor import SYNC_EXIT_S, Outcome
 from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.plain import table_text
 from autohypothesis.records.git import Repository
@@ -45,8 +45,6 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Decision, Identifier, Time, Tolerant, now, rfc3339
 from autohypothesis.schema import Worker as Entry
-
-Outcome = Literal["finished", "stopped", "failed"]
 
 LOCK_S = 2.0
 OBSERVER_S = 10.0

@@ -9,13 +9,13 @@ from statistics import fmean
 
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.proposers.knobs import MISSING, Axis, Key, canonical, computed_in, settings_key
+from autohypothesis.records.rows import DECIDED
 from autohypothesis.schema import Direction, Setting
 
 PLATEAU = 2
 """Moves a knob that lose in a row before moves of several knobs at once are worth a run."""
 BASES = 50
 """Keeps back from a trial that it is compared with."""
-DECIDED = ("keep", "discard", "crash")
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def picture_place(layout: Layout) -> Path:
     return taken if Repository(layout.root).tracks(path) else path
 
 
-WORKER = "by-hand"
+BY_HAND_WORKER = "by-hand"
 FAILED = ("crash", "failed", "artifact_invalid")
 MOST = 2_000
 """Lines that are taken in at once; a longer table is the user's data, no note of a run."""
@@ -242,7 +242,7 @@ def is_half_taken(layout: Layout, name: str) -> bool:
     if layout.run(name).result.exists():
         return False
     plan = load_or_none(Plan, layout.plan(name))
-    return plan is not None and plan.worker_id == WORKER
+    return plan is not None and plan.worker_id == BY_HAND_WORKER
 
 
 def take_in(layout: Layout, tag: str, lines: Iterable[ManualLine]) -> list[str]:
@@ -255,7 +255,8 @@ def take_in(layout: Layout, tag: str, lines: Iterable[ManualLine]) -> list[str]:
     for line in lines:
         digest = sha256(line.text.encode("utf-8", "replace")).hexdigest()[:12]
         given, own = line.fields.get("id"), line.fields.get("tag")
-        name = given if isinstance(given, str) and ID.fullmatch(given) else f"{WORKER}-{digest}-1"
+        is_named = isinstance(given, str) and ID.fullmatch(given)
+        name = str(given) if is_named else f"{BY_HAND_WORKER}-{digest}-1"
         is_known = layout.run(name).folder.exists() or layout.plan(name).exists()
         if is_known and not is_half_taken(layout, name):
             continue
@@ -264,7 +265,7 @@ def take_in(layout: Layout, tag: str, lines: Iterable[ManualLine]) -> list[str]:
             experiment_id=name,
             created_at=now(),
             based_on_commit="",
-            worker_id=WORKER,
+            worker_id=BY_HAND_WORKER,
             tag=own if isinstance(own, str) and ID.fullmatch(own) else tag,
             hypothesis=PlannedHypothesis(
                 hypothesis_id=name.rpartition("-")[0] or name, title=title

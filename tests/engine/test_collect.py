@@ -19,7 +19,8 @@ from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.scoring import TIMED_OUT, CommandScorer, ModelScorer
+from autohypothesis.engine.scoring import CommandScorer, ModelScorer
+from autohypothesis.engine.shim import SCORING_TIMED_OUT as TIMED_OUT
 from autohypothesis.engine.task import Parse, ScorerConfig, Task
 from autohypothesis.engine.workspace import Before, Export
 from autohypothesis.errors import AutohypothesisError

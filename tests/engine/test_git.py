@@ -398,7 +398,7 @@ def test_work_is_salvaged_before_a_worktree_goes(repository: Repository) -> None
     (path / "train.py").write_text("half an idea\n")
     (path / "notes.txt").write_text("why\n")
     commit = workspace.salvage("s-1")
-    workspace.remove()
+    repository.worktree_remove(workspace.path)
     assert not path.exists()
     assert commit is not None
     assert repository.read_ref(SALVAGE + "s-1") == commit

@@ -119,7 +119,8 @@ class FleetWorker:
             LockError: another process is this worker.
         """
         doing = f"worker {self.name}"
-        with locks.hold(self.project.layout, f"worker-{self.name}", doing=doing, timeout=LOCK_S):
+        lock = presence.worker_lock(self.name)
+        with locks.hold(self.project.layout, lock, doing=doing, timeout=LOCK_S):
             try:
                 self.pulse.begin()
                 self._recover()
