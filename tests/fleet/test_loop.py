@@ -15,7 +15,9 @@ import pytest
 
 from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project, is_running
+from autohypothesis.fleet import single_loop
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
@@ -23,6 +25,7 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import now
 from tests.conftest import called
 from tests.conftest import run_git as git
 from tests.fleet.conftest import Forked
@@ -327,6 +330,26 @@ def test_a_failed_baseline_ends_it_with_the_log_and_what_to_run(place: Place) ->
     assert answer.stderr.count("log: Traceback") == 1, "said twice"
     assert [row[3] for row in place.rows()] == ["crash"]
     assert place.has_left()
+
+
+def test_a_worker_that_fails_is_made_anew_after_pauses_that_double_from_the_first(
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = single_loop.SingleLoop(fleet_project, (), single_loop.LoopSession(tag="t", begun=now()))
+    pauses: list[float] = []
+
+    def wait(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            loop._worker_leaves.set()
+
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(single_loop, "FleetWorker", broken)
+    monkeypatch.setattr(loop._worker_leaves, "wait", wait)
+    loop._work(Stop())
+    assert pauses == [1.0, 2.0, 4.0]
 
 
 def test_it_ends_when_there_is_nothing_left_to_try(place: Place) -> None:
