@@ -43,7 +43,7 @@ class Search:
         """Open the search.
 
         Args:
-            task: a task file; None: the repository's own, else every `train.py` has a default.
+            task: a task file; None: the repository's own, else the default for `train.py`.
             tag: name of the search; None: the active one, else today's date.
 
         Raises:
@@ -124,7 +124,7 @@ class Search:
         """Return `rows` as a data frame.
 
         Raises:
-            ModuleNotFoundError: pandas is not installed; `rows` needs it not.
+            ModuleNotFoundError: pandas is not installed; `rows` works without it.
         """
         import pandas
 

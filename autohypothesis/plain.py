@@ -20,7 +20,7 @@ MARKDOWN_LIMIT = 160
 
 
 def plain(text: str, instead: str = "") -> str:
-    """`text` without what acts on a terminal; line breaks and tabs stay.
+    """Return `text` without characters that act on a terminal; line breaks and tabs stay.
 
     Control characters (NUL, escape and the C1 range among them), marks that turn the direction of
     writing and separators of lines are replaced by `instead`. A byte of a file name that is no

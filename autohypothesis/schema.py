@@ -197,7 +197,7 @@ class Proposal(Strict):
     replicates: Identifier | None = None
     """The first experiment of the group that this one repeats."""
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
-    """None: the first seed, so that it meets the reference's equal."""
+    """None: the first seed, at which values are compared."""
 
     @model_validator(mode="after")
     def _one_kind_of_change(self) -> Proposal:

@@ -1,1 +1,1 @@
-"""One iteration: prepare, execute, settle. Everything else is a front end on these three."""
+"""One iteration of a search: prepares, executes and decides one experiment."""

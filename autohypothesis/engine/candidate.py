@@ -1,9 +1,9 @@
-"""The first third of an iteration: from a change to a commit that is worth running.
+"""Makes the commit of a change, and refuses a change that cannot work.
 
 Nothing here touches the user's checkout, and nothing trains. A change that cannot be applied,
-touches more than it may, changes nothing or is seen to be hopeless costs no run. That is read from
-its sources first; then the task's own test, the preflight, runs in a checkout of the candidate but
-with the evaluator as it was committed. It may import the candidate, which nothing else here does.
+touches more than it may, changes nothing or fails its checks costs no run. Its sources are read
+first; then the task's own test, the preflight, runs in a checkout of the candidate, but with the
+evaluator as it was committed. It may import the candidate, which nothing else here does.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _tree(
     workspace: Workspace | None,
     implement: ImplementChange | None,
 ) -> tuple[str, str]:
-    """Return the tree of the change, and what its maker says it is.
+    """Return the tree of the change, and the one-line description that the mutator printed.
 
     Instructions are implemented in the workspace first, which after an error is left as it was:
     what a program wrote there may have filled the disk.
@@ -172,7 +172,7 @@ def _tree(
 def _settings(
     repository: Repository, task: Task, commit: str, workspace: Workspace | None, inputs: Inputs
 ) -> dict[str, Any]:
-    """Return the settings of a commit, once neither its text nor its preflight is against it."""
+    """Return the settings of a commit, after its sources were read and its preflight has passed."""
     literals: dict[str, Any] = {}
     for path, source in python_sources(repository, task, commit).items():
         try:
@@ -417,7 +417,7 @@ def _refuse_stale_checkout(
 
 
 def _undoes_keep(before: set[bytes], kept: set[bytes], now: set[bytes]) -> bool:
-    """Return whether lines that a keep removed are back; if it only added some, all miss."""
+    """Return whether lines that a keep removed are back, or all that it added are missing."""
     removed, added = before - kept, kept - before
     return bool(removed & now) if removed else bool(added) and not added & now
 
@@ -482,7 +482,7 @@ def run_preflight(
                 f"the preflight does not start: {error}", hint="correct run.preflight of the task"
             ) from error
         verdict = _verdict(ended.out)
-        # The command may import the candidate, so one that crashes was crashed by it.
+        # The command may import the candidate, so a crash is attributed to the candidate.
         could_judge = verdict or not ended.exit_code or signal_of(ended.exit_code) in CRASHES
         why = infra_reason(ended.exit_code, None, ended.err or ended.out)
         if could_judge or not why:

@@ -104,9 +104,9 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
 
 
 def finish_collection(layout: Layout, experiment_id: str) -> bool:
-    """Return whether the result is the collector's, and clean up after one that was killed.
+    """Return whether the run is collected, and clean up after a collector that was killed.
 
-    A decision changes `result.json`: beside evidence that is still there, it would be made anew.
+    A decision changes `result.json`: while the evidence remains, it would be collected again.
     """
     run = layout.run(experiment_id)
     with locks.hold(layout, "collect", doing=f"cleaning up {experiment_id}"):
@@ -390,7 +390,7 @@ def stopped_shim(run: RunPaths) -> str:
 
 
 def stalled_runs(layout: Layout) -> list[str]:
-    """Return a line for each run of a repository whose shim is stopped, as far as locks name it."""
+    """Return a line for each run of a repository whose shim is stopped and holds a lock."""
     names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
     return [
         f"{name} stands still: {text}" for name in names if (text := stopped_shim(layout.run(name)))
@@ -426,7 +426,7 @@ def end_overdue(run: RunPaths) -> bool:
 
 
 def uncollected(layout: Layout) -> Iterator[str]:
-    """Yield the experiments that `is_to_be_collected` holds for."""
+    """Yield the ids of runs that were begun and have no collected result."""
     names = sorted(os.listdir(layout.runs)) if layout.runs.is_dir() else ()
     for name in names:
         if ID.fullmatch(name) and is_to_be_collected(layout.run(name)):

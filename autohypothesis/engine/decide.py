@@ -198,7 +198,7 @@ class _Settling:
         while settlement.needs_runs:
             refused = dict(settlement.refused)
             self._decide_each(self._ended_replicates())
-            settlement.refused = refused  # it says nothing of replicates that were not asked for
+            settlement.refused = refused  # of replicates that the caller did not name
             if len(settlement.decisions) == known:
                 return
             known = len(settlement.decisions)
@@ -219,7 +219,7 @@ class _Settling:
             except RECOVERABLE_ERRORS as error:
                 problem = SettleError(f"{name} cannot be judged: {describe(error)}")
                 self.settlement.refused[name] = problem
-                self.past.reference = ""  # wherever it stands by now
+                self.past.reference = ""  # unknown: it is read again before the next decision
 
     def _ended_replicates(self) -> list[str]:
         """Return the undecided experiments that are runs which a win needs."""
@@ -373,7 +373,7 @@ def _reference_after(
 ) -> str:
     """Return the reference after a decision: a kept change, or what an overruled keep left."""
     if verdict.decision_status == "keep":
-        # A run of a commit as it stands says what that is worth, and moves nothing.
+        # A kept baseline or replicate does not move the reference.
         return reference if case.result.parent_commit is None else case.result.commit
     if before is not None and before.decision_status == "keep":
         return past.reference_without(before, reference, project.repository.is_ancestor)

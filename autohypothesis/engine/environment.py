@@ -63,7 +63,7 @@ def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, st
 
 
 NO_OP_COMMAND = ("true",)
-"""Runs where there is nothing to run: the shim holds the device for the scorer alone."""
+"""The command where there is no training: the shim holds the device for the scorer alone."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from autohypothesis.records.ids import slug
 from autohypothesis.schema import Decision, Metadata, Result, finite
 
 MAX_SKIPPED_SEEDS = 3
-"""Seeds at which a base may fail before it is too shaky to confirm anything with."""
+"""Seeds at which a base may fail and that are skipped."""
 MAX_CONTENTION_RETRIES = 2
 ALLOWED = 0.10
 """Share by which a run may be slower than its like."""
@@ -230,7 +230,7 @@ def _stricter(
 def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float | None:
     """Return the value of the run's own base at its seed, else the reference's at its seed.
 
-    A run of a commit as it stands is seen beside that commit's first run, whatever its seed.
+    A replicate is compared with the first run of its commit, at any seed.
     """
     key, seed = case.metadata.runtime.platform_key, case.metadata.run.seed
     for commit in (case.base, reference):
@@ -251,8 +251,7 @@ class SlotSpeed(NamedTuple):
 
     slot: str
     kernel_ms: float | None
-    """Of the fixed kernel, the faster of before and after: what slows a run is there at both ends,
-    and a moment is no reason to run it again."""
+    """The faster of the timings before and after, so that a short disturbance does not count."""
     tokens_per_second: float | None
     """Tokens per second of the training, by the clock of its budget."""
 

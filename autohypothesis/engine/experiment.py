@@ -37,12 +37,12 @@ from autohypothesis.system import host_name
 
 RunState = Status
 FIRST_SEED = 42
-"""Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is
-run again to confirm it has the seeds that follow, see `replicate_seed`."""
+"""The seed of every first run of a hypothesis, so that values are compared at the same seed.
+Replicates have the seeds that follow, see `replicate_seed`."""
 
 
 def replicate_seed(first: int | None, number: int) -> int:
-    """Return the seed of the `number`-th run again, from 1; the same for change and base."""
+    """Return the seed of the `number`-th replicate, from 1; the same for change and base."""
     return (FIRST_SEED if first is None else first) + number
 
 
@@ -51,12 +51,12 @@ ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree", "comm
 
 @dataclass(frozen=True)
 class Change:
-    """One kind of change. Without any it is the base as it is: a baseline, or a replicate."""
+    """At most one field is set; none: the base is run unchanged, as a baseline or a replicate."""
 
     overrides: Mapping[str, Setting] | None = None
     patch: str | None = None
     instructions: str | None = None
-    """Empty: the idea is the task's own program's as well."""
+    """Instructions for the mutator; empty: it chooses the change itself."""
     tree: str | None = None
     """The files of a working tree, see `Repository.snapshot_tree`."""
     commit: str | None = None
@@ -218,7 +218,7 @@ def metadata_of(spec: RunSpec, gpu_id: str = "", **measured: Any) -> Metadata:
 
 
 class Executor(Protocol):
-    """Runs experiments somewhere. An executor inherits this class for what it does not define."""
+    """Runs experiments. Subclass it: wait, stall and check_device_free have defaults."""
 
     def submit(self, spec: RunSpec) -> str:
         """Start it; return its experiment id once the training's owner is alive and cannot be lost.
@@ -234,7 +234,7 @@ class Executor(Protocol):
     def cancel(self, experiment_id: str) -> None:
         """Ask it to end; `collect` then finds a cancelled experiment.
 
-        One whose `submit` was cut short counts too; one that left nothing is none.
+        It works after an interrupted `submit` too; without a run folder it does nothing.
         """
 
     def collect(self, experiment_id: str) -> Result:

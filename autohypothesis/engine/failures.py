@@ -1,4 +1,4 @@
-"""Why an experiment failed, from evidence; only advice about limits looks at this process."""
+"""Classifies failures from evidence: pure, but for the advice about limits of this process."""
 
 from __future__ import annotations
 

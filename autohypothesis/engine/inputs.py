@@ -57,7 +57,7 @@ class InputReport(BaseModel):
 
 @dataclass(frozen=True)
 class Inputs:
-    """All inputs of a task, located. What several of them report, the first one decides."""
+    """All inputs of a task, located. If several report a value, the first one wins."""
 
     reports: Mapping[str, InputReport] = field(default_factory=dict)
     """Variable that gets the path -> report."""

@@ -150,7 +150,7 @@ class LocalExecutor(Executor):
             shim.dismiss(process)
 
     def _submit(self, spec: RunSpec, process: Any) -> str:
-        """Submit to a shim that gets ready meanwhile."""
+        """Submit to the shim that was started before."""
         task, root = spec.task, self.repository.root
         export = Export(self.repository, spec.worker_id)
         files = export.checkout(spec.commit, task)

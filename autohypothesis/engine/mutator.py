@@ -221,7 +221,7 @@ class Mutator:
             }
 
     def refuse_duplicate(self, diff_hash: str) -> None:
-        """Refuse the same change of the same base: it is not measured until it is lucky.
+        """Refuse a change that was decided on this base, so that noise is not drawn again.
 
         What is to be run again, and what was measured by another task, or on another platform
         than the base was last, does not count.

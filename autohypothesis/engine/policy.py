@@ -1,12 +1,12 @@
 """The decision about one finished experiment: evidence in, verdict out. Pure.
 
 Better than the reference by at least `min_delta` is kept; an equal score from fewer lines is kept
-where the task says so; all else is discarded. What failed through no fault of its own is no
-evidence, and goes back to the queue. Where the task asks for replicates, a better score is kept
+where the task says so; all else is discarded. An infrastructure failure is no
+evidence, and the hypothesis is requeued. Where the task asks for replicates, a better score is kept
 only after the change and its base were run again in pairs, each at a further seed.
 
-The first pair was looked at because it was good, so luck is in it for certain: it counts in the
-mean that is reported, and never outvotes the others. Those have to be better by `min_delta` on
+The first pair was selected for being good (winner's curse): it counts in the mean that is
+reported, and never outvotes the others. Those have to be better by `min_delta` on
 their own average; then the mean over all pairs is so as well.
 """
 
@@ -23,10 +23,10 @@ from autohypothesis.errors import SettleError
 from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
 
 _EXACT = 1e-12
-"""Differences of measured numbers are this far from what they are on paper."""
+"""Tolerance for errors of floating-point arithmetic."""
 _NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
 MAX_INFRA_RETRIES = 5
-"""Runs of one hypothesis that infrastructure may lose; the next loss is taken for its own doing."""
+"""Infrastructure failures of one hypothesis; the next one counts as a crash."""
 _NEVER_NEGATIVE = ("val_bpb",)
 
 
@@ -106,7 +106,7 @@ class Evidence:
 
     @property
     def least(self) -> float:
-        """A smaller difference is noise."""
+        """The noise threshold: smaller differences are noise."""
         return self.min_delta - _EXACT
 
 
@@ -164,7 +164,7 @@ def better_by(value: float, reference: float, direction: Direction) -> float:
 
 
 def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
-    """A crash; one that says nothing about the change comes back, until it has too often."""
+    """Return a crash; infrastructure failures are requeued up to the limit of retries."""
     if kind == "nothing_new":
         return Verdict("discard", kind, evidence.failure_detail)
     if kind not in _NO_EVIDENCE or evidence.may_retry:
@@ -196,9 +196,9 @@ def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
 
 
 def _replicate(evidence: Evidence, value: float, notes: list[str]) -> Verdict:
-    """A run again: it tells how much a value is worth, and decides nothing.
+    """Return the verdict of a replicate, which is recorded and moves nothing.
 
-    Its reason says what it is not good for: a pair of a win, or within the limits.
+    Its reason is `constraint` or `unattested` where it may not be used as a pair.
     """
     words = f"{evidence.metric} {value:.6g}"
     if evidence.reference_value is not None:
@@ -288,7 +288,7 @@ def _missing(pairs: Sequence[Pair]) -> Iterator[Missing]:
 
 
 def _is_simplification(evidence: Evidence, value: float, improvement: float) -> bool:
-    """An equal score from fewer lines, not drifted away from the last real improvement."""
+    """Return whether it is an equal score from fewer lines, near the last real improvement."""
     if evidence.keep != "simpler" or (evidence.lines_changed or 0) >= 0:
         return False
     if abs(improvement) >= evidence.least and improvement != 0:

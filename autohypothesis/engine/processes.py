@@ -227,7 +227,7 @@ class ProcessMonitor:
             self._detect_own_suspension()
 
     def _detect_own_suspension(self) -> None:
-        """Notice that this process was stopped: what happened at its deadline, it did not see."""
+        """Notice that this process was stopped: it could not act at the deadline of the run."""
         now, before = time.monotonic(), self._looked
         self._looked, gap = now, now - before
         self._asleep += gap if gap >= MIN_STOPPED_S else 0.0
@@ -302,7 +302,7 @@ class ProcessMonitor:
             self._told = self._signal_tree(signal.SIGTERM)
 
     def _freeze(self) -> None:
-        """Stop too many processes without a last word: what is told to end forks on."""
+        """Stop and kill too many processes: after a SIGTERM a fork bomb forks on."""
         self._limit.forbid_more()
         self._signal_tree(signal.SIGSTOP)
         self._stopped, self._kill_at = "processes", time.monotonic()
@@ -324,7 +324,7 @@ class ProcessMonitor:
         return count
 
     def _end_leftovers(self) -> int:
-        """End what the child left behind; return how many processes had to be told."""
+        """End what the child left behind; return the number of processes that were signalled."""
         told = 0
         if self._stopped is not None:
             self._wait_empty(self._kill_at - time.monotonic())
@@ -393,7 +393,7 @@ _PREFIX = "autohypothesis-"
 
 
 class ProcessLimit:
-    """The limit on what this process starts: `enter`, `hold` it to a number, ask, `leave`.
+    """The limit on the processes that this one starts: enter(), hold(limit), ask, leave().
 
     To enter takes the kernel some 15 ms, so a shim does it while its starter prepares.
     """
@@ -469,7 +469,7 @@ class ProcessLimit:
                 _write(f"{home}/cgroup.subtree_control", "-pids")
 
     def end(self) -> None:
-        """Leave, for a process that ends now.
+        """Skip the slow way out, for a process that ends now.
 
         To move back takes the kernel some 12 ms, for which an experiment would wait. So the process
         ends in its cgroup, which `sweep` removes when the run is collected.

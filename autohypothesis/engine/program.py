@@ -1,7 +1,7 @@
 """The programs of a task and of the user: how one is run, and what it may read, write and reach.
 
 A program leads a session of its own and carries a mark in its environment, so that all it starts is
-ended with it. It dies with the thread that asked. Nothing of it survives an answer.
+ended with it. It is killed when its caller ends; all of it is killed before an answer returns.
 
 A run writes to its checkout, to `out/` in its run folder, and to a home and a /tmp of its own. Its
 record, other runs, the repository's `.git` and every key that we know of are out of its reach.
@@ -64,7 +64,7 @@ class ProgramEnd(NamedTuple):
     """Message with its number of processes, where there were too many; else empty."""
 
     def limit(self, timeout_s: float) -> str:
-        """Return which limit a program without an exit code went over, after "the program"."""
+        """Return the limit that was exceeded, as a predicate: "took over 10 s"."""
         if self.too_many:
             return f"had {self.too_many}"
         return f"took over {timeout_s:g} s"

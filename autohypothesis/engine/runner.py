@@ -71,7 +71,7 @@ LOG_LIMIT = 256 << 20
 
 
 class ProgressListener:
-    """Is told of a run while it lasts; this one ignores it."""
+    """Receives the progress of a run; the default ignores it."""
 
     def preparing(self, title: str) -> None: ...
 
@@ -433,7 +433,7 @@ def _not_under_way(project: Project, win: NeedsRuns) -> list[Experiment]:
 
 
 def _check_platform(project: Project, win: NeedsRuns, wanted: Experiment, made: Outcome) -> None:
-    """Refuse a run that is no pair of anything: it would be made again and again."""
+    """Refuse a replicate that cannot be used as a pair: it would be made again and again."""
     metadata = load(Metadata, project.layout.run(made.experiment_id).metadata)
     key, name = metadata.runtime.platform_key, win.experiment_id
     if key and (key, made.result.commit) != (win.platform_key, wanted.base):

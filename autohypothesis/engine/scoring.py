@@ -29,7 +29,7 @@ LOG_LIMIT = 64 << 20
 """Bytes of a log that a number is looked for in; the shim caps run.log far below."""
 
 EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
-"""Failures behind the evaluator's own refusals; any other is a fault of the candidate's code."""
+"""Failures behind the evaluator's own refusals; any other is caused by the candidate's code."""
 
 TAIL_BYTES = 4_096
 

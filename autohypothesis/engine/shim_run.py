@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
             raise shim.used_before(run)
         shim_run.run()
     except Exception:
-        # The boundary of the process: shim.log is the one place left to say it.
+        # The boundary of the process: shim.log is the last place for an error.
         _print_traceback()
         limit.leave()
         return 1

@@ -226,7 +226,7 @@ class SearchBudget(TaskSection):
 
 
 class Knob(TaskSection):
-    """A constant that a search may turn, and how far."""
+    """A constant that a search may change, and its range."""
 
     type: Literal["float", "int", "choice"] = "float"
     low: float | None = None

@@ -323,9 +323,9 @@ def _measured(root: Path, path: str, deadline: float) -> UntrackedEntry:
 
 @contextmanager
 def warn_once(repository: Repository, task: Task, tag: str) -> Iterator[str]:
-    """Yield what to tell a person before a run: once a search, and when other files are concerned.
+    """Yield a warning, unless this search has shown it already; empty: there is none.
 
-    It counts as told when the block ends without an error.
+    It counts as shown when the block ends without an error.
     """
     missing, path = look(repository, task), Layout(repository.root).checkout_lacks
     names = sorted([*(shown(absent.path) for absent in missing.largest), *missing.filters])

@@ -68,7 +68,7 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The place of one run after the other. Constructing one touches no disk."""
+    """The reusable checkout folder of one worker. The constructor touches no disk."""
 
     repository: Repository
     name: str
@@ -365,7 +365,7 @@ def look(checkout: Checkout, site_folders: Iterable[Path]) -> Before:
 
 
 def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]:
-    """Describe what a training touched that it may not; empty for an honest one.
+    """Describe the forbidden changes of a training; empty: there are none.
 
     A file that was only rewritten with its own content counts as untouched, and so does a new,
     untracked one: it is deleted before the next training.

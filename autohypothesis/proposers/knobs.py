@@ -155,7 +155,8 @@ DIGITS = 3
 FEW = 16
 """Up to here a whole number moves by one, over it by a factor."""
 FAR = 4.0
-"""Neighbours in a list of numbers that are further apart belong to different machines."""
+"""Ratio of neighbours in a list of numbers from which on they are taken for settings of different
+machines, between which no step is made."""
 STEP, FINE_STEP = 2.0, 1.4
 SHARE, FINE_SHARE = 0.25, 0.125
 """Steps of a knob that is not logarithmic, in shares of its range."""

@@ -1,7 +1,7 @@
 """A search over knobs that needs no model: one knob at a time, then several at once.
 
-Single moves are ordered by places in a line: a knob's place among the knobs, then how much later
-its other direction, its smaller steps and what lost before come.
+Single moves are ordered by a penalty: the rank of the knob, more for its other direction, for its
+smaller steps and for what lost before.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ _KEPT: dict[type[BaseModel], tuple[str, ...]] = {
     schema.Metadata: ("hyperparameters",),
     schema.Result: ("hyperparameters",),
 }
-"""Keys beyond the model that rows are made from."""
+"""Keys that the model lacks and rows need."""
 _TOLERANT_READERS = (schema.finite, schema.whole, schema.utc)
 _NONE = type(None)
 _EXACT = 2**53

@@ -4,8 +4,7 @@ Standard library only: the shim imports this, and must start in a blink.
 
 Whoever writes under research/ may be killed at any instant, and anyone may put anything there: a
 named pipe, a link to /dev/zero, a gigabyte of nothing. A read here is bounded in time and memory,
-and says what it found where a file should be. Only `FileNotFoundError` passes through as it is:
-that a file is absent is news, not damage.
+and says what it found where a file should be. A missing file raises `FileNotFoundError`.
 """
 
 from __future__ import annotations
@@ -89,8 +88,8 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
     """Puts `data` at `path`, whole or not at all, with `mode`; makes the folder if need be.
 
     Whatever was at `path` is replaced, a link itself rather than what it points to. With
-    `durable=False` a power cut may lose the file (never tear it in the face of a mere kill): for
-    what can be made again.
+    `durable=False`, for what can be made again, a power cut may lose the file; a kill leaves it
+    whole or absent.
 
     Raises:
         UnwritableError: naming the path and the system's reason; `path` is as it was before.

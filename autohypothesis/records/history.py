@@ -2,7 +2,7 @@
 
 `DecisionHistory` is one tag's part of decisions.jsonl; a later decision about an experiment
 replaces the earlier one. `LiveHistory` follows the files of a running search as well: it is fed
-with what was appended, and reads nothing twice. The functions at the end ask the same of rows.
+with what was appended, and reads nothing twice. The functions at the end do the same for rows.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class DecisionHistory:
         """Return the run of a commit at this very seed that is evidence about it.
 
         That is a value, or a failure by its own fault; not a lost run, nor an unattested value.
-        A change's own replicates are found before the change itself is decided.
+        Replicates of a change may be there before the change itself is decided.
         """
         for decision in self.latest.values():
             here = (decision.commit, decision.platform_key, decision.seed)
@@ -128,7 +128,7 @@ class DecisionHistory:
         return [d for d in every if d.platform_key == platform_key and d.metric_value is not None]
 
     def anchor(self, platform_key: str, seed: int | None) -> float | None:
-        """Return the metric of the last keep that was no simplification; a chain may not undo it.
+        """Return the metric of the last keep that was no simplification, the bound for those.
 
         A baseline of a commit that was no longer the reference is no part of the chain.
         """

@@ -61,7 +61,7 @@ def allocate_hypothesis(layout: Layout, tag: str) -> str:
     """The next `h-<tag>-<NNNN>`. It is taken at once, whether or not a file follows."""
     stem = _with_suffix(f"h-{checked_id(tag)}", "-99999").removesuffix("-99999")
     with hold(layout, "ids", doing=f"a new id for a hypothesis of {tag}"):
-        # Numbers of ids whose files may not be written yet; a damaged note is empty.
+        # The last numbers: their files may not be written yet. A damaged file counts as empty.
         memory = layout.lock("ids").with_suffix(".json")
         given = {name: n for name, n in read_object(memory).items() if isinstance(n, int)}
         number = max(_numbers(stem, _hypothesis_names(layout)), default=0)

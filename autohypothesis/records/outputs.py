@@ -1,4 +1,4 @@
-"""The names that we write beside research/, in the user's own tree: whose is what lies there.
+"""Ownership of the files that we write in the root of the user's repository.
 
 What we did not write stays as it is. Ours is known by what it holds: rows of experiments that are
 known here, lines of our iterations, a mark in the picture. What the repository tracks is never

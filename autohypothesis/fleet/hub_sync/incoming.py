@@ -168,7 +168,7 @@ def tree_of_commit(project: Project, commit: str) -> str:
 
 
 CLAIM_BUDGETS = 6
-"""A right is asked for so many budgets: the run before it, its own, and what it takes to tell."""
+"""Duration of a claim in budgets: the run before it, its own, and its report."""
 LEAST_LEASE_S, LONGEST_LEASE_S = 900.0, 86_400.0
 _LOOK_BACK = 50
 """Runs, the latest folder first, among which a worker's own is looked for."""

@@ -172,7 +172,7 @@ class Outbox:
         return False
 
     def _close(self, state: str, entry: OutboxEntry, **changes: str) -> None:
-        """Written where it ends before it is taken from where it was: no kill loses it."""
+        """Write the entry at its target before it is deleted at its source: no kill loses it."""
         closed = entry.model_copy(update={"closed_at": now(), **changes})
         if not self._path(state, entry).exists():
             write_json(self._path(state, entry), closed)

@@ -69,7 +69,7 @@ def quarantined(layout: Layout) -> dict[str, str]:
 
 
 def clear_quarantine(layout: Layout) -> None:
-    """Let every device be used again.
+    """End the quarantine of all devices.
 
     Raises:
         LockError, RecordError: it cannot be written down.

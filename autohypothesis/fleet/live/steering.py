@@ -249,7 +249,7 @@ def unknown_names(steering: Steering, names: list[str]) -> list[str]:
 
 
 def narrowed_knobs(knobs: Mapping[str, Knob], steering: Steering) -> dict[str, Knob]:
-    """Return the knobs that the steering leaves, in its ranges; one without a choice is gone."""
+    """Return the knobs in the ranges of the steering, without those whose range is empty."""
     frozen = {name.lower() for name in steering.frozen}
     ranges = {name.lower(): limits for name, limits in steering.ranges.items()}
     left: dict[str, Knob] = {}

@@ -49,7 +49,7 @@ SYNC_S = 1.0
 LOOK_S = 10.0
 """Interval of searching for runs that no process collected."""
 SCAN_TIME_FACTOR = 50
-"""Such a look takes one part in so many of the time."""
+"""A search for such runs takes at most one part in so many of the time."""
 WEIGHTS_BYTES = 20 << 30
 """Maximum of all weights together; within it, weights of replicated experiments are kept too."""
 
@@ -327,7 +327,7 @@ class RequeuePolicy:
         self._reported: dict[str, str] = {}
 
     def turn(self) -> list[str]:
-        """Take every step that is due; return a line for each. A turn begins with this."""
+        """Take every step that is due; return a line for each. Called first in each turn."""
         self._reported, self._refused = self._refused, {}
         lines = []
         every = self.history.latest.values()

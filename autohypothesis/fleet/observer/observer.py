@@ -2,7 +2,7 @@
 
 It is the only process that decides while it runs, and it owns the brief, the summary, the search
 model and the knowledge base. All it knows it derives from files at each turn, so a kill at any
-instant costs nothing but time. It never waits for a thought: proposers think in threads.
+instant costs nothing but time. Proposers run in threads, so a turn never waits for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Proposals: asked for in threads, validated against all that was tried, queued or refused.
 
-No turn of the observer waits for a thought. A proposer has one question at a time; the next ones
-are asked when those before them failed, had too few ideas, or still think while a device is idle.
+No turn of the observer waits for a proposer. Each has one question at a time; the next ones are
+asked when those before them failed, had too few ideas, or are still busy while a device is idle.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ProposerPool:
             target=self._think,
             args=(member.proposer, name, asked, count),
             name=f"asking {name}",
-            daemon=True,  # a thought must not hold up the end of the process
+            daemon=True,  # a busy proposer must not block the exit of the process
         ).start()
 
     @property
@@ -219,7 +219,7 @@ def needs_implementing(hypothesis: Hypothesis, task: Task) -> bool:
 
 @dataclass
 class ProposalIntake:
-    """The way of proposals into the queue."""
+    """Validates proposals and queues them."""
 
     task: Task
     queue: Queue

@@ -1,8 +1,8 @@
 """A read-only view of a search, which proposals are validated against.
 
-Proposals are made from it and validated against it. An idea is the settings that it leads to, on
-the code that it leads to. Constants that are computed from others follow them, so they tell
-nothing; a patch makes other code, and so does a commit of unknown origin.
+Proposals are made from it and validated against it. Two ideas are equal if they result in the same
+settings on the same code. Constants that are computed from others are left out, since they follow
+them; a patch makes other code, and so does a commit of unknown origin.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ def _lower(settings: Settings) -> dict[str, Setting]:
 
 
 def change_key(idea: Proposal | PlannedHypothesis) -> str:
-    """Hash what a text does: blank ends, blob ids and line numbers tell nothing."""
+    """Hash a change, without trailing blanks, blob ids and line numbers."""
     text = idea.patch or idea.instructions or idea.artifacts_from
     if not text or not text.strip():
         return ""

@@ -31,7 +31,7 @@ class Job:
     """One claimed hypothesis and the experiment that its claim names."""
 
     hypothesis_id: str
-    """Empty for a run of this worker's whose claim is gone: it is only waited for."""
+    """Empty for a run of this worker whose claim is gone: it is followed, not collected."""
     experiment_id: str
     spec: RunSpec | None = None
     problem: str = ""

@@ -46,7 +46,7 @@ REPAIR_S = 60.0
 _SEE = "`python orchestrator.py hypotheses` lists them"
 
 MAX_LIST_RETRIES = 10
-"""Listings of a queue in motion; two that agree are a picture of one moment."""
+"""Tries of listing a queue in motion until two consecutive listings agree."""
 _SETTLING_NS = 100_000_000
 """A folder changed this recently may change again within one tick of the file system's clock."""
 _GENERATED_ID = re.compile(r"(h-.+)-\d{4,9}|(baseline-.+)")
@@ -97,7 +97,7 @@ def best_first(hypothesis: Hypothesis) -> tuple[float, str]:
 
 
 class Queue:
-    """The hypotheses of one tag. Another tag's lie beside them and are left alone.
+    """The hypotheses of one tag. Those of other tags share the folders and are ignored.
 
     Raises:
         LockError: another process has held the queue for half a minute.

@@ -175,7 +175,7 @@ class _FleetSetup:
             )
 
     def _changes(self, before: Manifest) -> bool:
-        """Return whether a worker would go, come, or change its device; a first driver is none."""
+        """Return whether a worker would go, come or change its device; a first one is no change."""
         if before.tag != self.tag or not self.chosen:
             return before.tag != self.tag
         was = {worker.worker_id: worker.device for worker in before.workers}
