@@ -294,13 +294,13 @@ def _repository(path: Path) -> Iterator[Check]:
 
 def _checkout(project: Project) -> Check:
     """Check which files of the user's folder runs lack."""
-    from autohypothesis.engine.untracked_files import look
+    from autohypothesis.engine.untracked_files import find_missing_files
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
 
     try:
         refuse_missing(project.repository, project.repository.head())
-        lacking = look(project.repository, project.task)
+        lacking = find_missing_files(project.repository, project.task)
     except GitError as error:
         return Check("checkout", "missing", error.problem, error.hint)
     if words := lacking.problem():

@@ -157,7 +157,7 @@ def restore(tag: Tag = None, repo: Repo = HERE, as_json: Json = False) -> None:
     from autohypothesis.records.locks import hold
 
     repository, layout = opened(repo)
-    chosen = tag or snapshot.newest_tag(repository)
+    chosen = tag or snapshot.newest_snapshot_tag(repository)
     with hold(layout, "observer", doing=f"restoring {chosen}", timeout=1.0):
         restored = snapshot.restore(repository, layout, chosen)
     report, _ = refresh(layout)

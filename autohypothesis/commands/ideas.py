@@ -265,9 +265,9 @@ def _document(place: QueuePlace, hypothesis: Hypothesis) -> dict[str, Any]:
 
 def _queue(layout: Layout, tag: str | None = None) -> Queue:
     from autohypothesis.fleet.queue.states import Queue
-    from autohypothesis.records.ledger import active_tag
+    from autohypothesis.records.ledger import latest_tag
 
-    active = tag or active_tag(layout)
+    active = tag or latest_tag(layout)
     if not active:
         raise UsageError(
             f"no search was started in {layout.root} yet",

@@ -78,7 +78,7 @@ def refresh(
     from autohypothesis.fleet.sync import sync as fold_and_write
     from autohypothesis.records.files import read_object
     from autohypothesis.records.history import of_tag
-    from autohypothesis.records.ledger import active_tag, read_ledger
+    from autohypothesis.records.ledger import latest_tag, read_ledger
     from autohypothesis.records.outputs import picture_place
     from autohypothesis.terminal.plots import draw_progress
 
@@ -88,7 +88,7 @@ def refresh(
         remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
-        tag, drawn = active_tag(layout), picture_place(layout)
+        tag, drawn = latest_tag(layout), picture_place(layout)
         draw_progress(of_tag(read_ledger(layout), tag), drawn, tag=tag)
     for problem in report.problems if names_taken else ():
         is_new = not isinstance(known, list) or problem.model_dump() not in known
@@ -118,9 +118,9 @@ def keep(repository: Repository, layout: Layout, *, everything: bool = False) ->
     """Make a snapshot of the active tag; return its commit, None where nothing is new."""
     from autohypothesis.fleet.supervisor.snapshot import snapshot
     from autohypothesis.records.layout import ID
-    from autohypothesis.records.ledger import active_tag
+    from autohypothesis.records.ledger import latest_tag
 
-    tag = active_tag(layout)
+    tag = latest_tag(layout)
     if not ID.fullmatch(tag):
         return None
     return snapshot(repository, layout, tag, everything=everything)

@@ -30,7 +30,12 @@ from autohypothesis.engine.experiment import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import TAIL_BYTES, Score, scorer_for
-from autohypothesis.engine.workspace import Before, Export, find_importable_additions, inspect
+from autohypothesis.engine.workspace import (
+    CheckoutBaseline,
+    Export,
+    changes_since,
+    find_importable_additions,
+)
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
@@ -83,7 +88,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         local = _local(run)
         began = finite(local.get("started_at")) or 0.0
         killed = processes.end_marked(processes.run_mark(run), began)
-        processes.sweep()
+        processes.remove_stale_cgroups()
         anomalies = _move_out_files(run)
         result = judge(repository, spec, run, local, killed, anomalies)
         if not run.metadata.exists():
@@ -275,12 +280,12 @@ def _inspect_checkout(
     if "before" not in local:
         return None, None, ["local.json of its record"]
     checkout = Path(str(local["checkout"]))
-    before = Before.model_validate(local["before"])
+    before = CheckoutBaseline.model_validate(local["before"])
     at = Export(repository, checkout.name).holds()
     if at != before.commit:  # it was deleted, or given to another run
         why = f"it holds {at[:12]}, the run was of {before.commit[:12]}" if at else str(checkout)
         return None, Failure("infra", f"its checkout is gone: {why}"), []
-    touched = inspect(repository, checkout, before)
+    touched = changes_since(repository, checkout, before)
     return checkout, None, touched + find_importable_additions(spec.task, checkout, before)
 
 
@@ -465,7 +470,7 @@ def is_readable(run: RunPaths) -> bool:
     """Return whether a result can be made of a run that has ended: else no waiting helps."""
     local = read_object(run.local, LOCAL_LIMIT)
     try:
-        Before.model_validate(local.get("before"))
+        CheckoutBaseline.model_validate(local.get("before"))
     except ValueError:
         return False
     return bool(local.get("checkout")) and load_or_none(RunSpec, run.run_spec) is not None

@@ -39,7 +39,7 @@ from autohypothesis.engine.task import (
     task_hash,
 )
 from autohypothesis.engine.untracked_files import lacking
-from autohypothesis.engine.workspace import Before, Checkout, Export, look
+from autohypothesis.engine.workspace import Checkout, CheckoutBaseline, Export, take_baseline
 from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
@@ -159,7 +159,7 @@ class LocalExecutor(Executor):
         sites = site_folders(command.python) if command.python else ()
         hashed = task_hash(task, protected_blobs(task, self.repository.entries(spec.commit)))
         evaluator = export.evaluator(spec.commit, task)
-        before = look(files, sites)
+        before = take_baseline(files, sites)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
@@ -226,7 +226,7 @@ class LocalExecutor(Executor):
 
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
-    def _write_bundle(self, setup: RunSetup, before: Before, hashed: str) -> None:
+    def _write_bundle(self, setup: RunSetup, before: CheckoutBaseline, hashed: str) -> None:
         """Write all that is known about a run before it; a kill from here on loses nothing."""
         spec, run = setup.spec, setup.run
         run.folder.mkdir(parents=True)

@@ -410,7 +410,7 @@ class ProcessLimit:
         home = _own_group()
         if not home:
             return
-        sweep(home)
+        remove_stale_cgroups(home)
         group = f"{home}/{_PREFIX}{os.getpid()}-{system.process_start(os.getpid()) or 0:.2f}"
         try:
             os.mkdir(group)
@@ -472,7 +472,7 @@ class ProcessLimit:
         """Skip the slow way out, for a process that ends now.
 
         To move back takes the kernel some 12 ms, for which an experiment would wait. So the process
-        ends in its cgroup, which `sweep` removes when the run is collected.
+        ends in its cgroup, which `remove_stale_cgroups` removes when the run is collected.
         """
         if self._offered:
             self.leave()
@@ -496,7 +496,7 @@ class ProcessLimit:
         return None
 
 
-def sweep(home: str = "") -> None:
+def remove_stale_cgroups(home: str = "") -> None:
     """Remove the cgroups of shims that have ended."""
     home = home or _own_group()
     with suppress(OSError):

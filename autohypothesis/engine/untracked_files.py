@@ -272,12 +272,12 @@ def lacking(repository: Repository, task: Task) -> MissingFiles:
     key = (str(root), *task.artifacts, "", *patterns_of(root, task))
     asked, answer = _known.get(key, (-FRESH_S, MissingFiles()))
     if time.monotonic() - asked >= FRESH_S:
-        answer = look(repository, task)
+        answer = find_missing_files(repository, task)
         _known[key] = (time.monotonic(), answer)
     return answer
 
 
-def look(repository: Repository, task: Task) -> MissingFiles:
+def find_missing_files(repository: Repository, task: Task) -> MissingFiles:
     """Return which files of the user's folder are in no commit, and so in no run, as it is now.
 
     What we made, and what tools make anew by themselves, does not count. Folders are measured for
@@ -327,7 +327,7 @@ def warn_once(repository: Repository, task: Task, tag: str) -> Iterator[str]:
 
     It counts as shown when the block ends without an error.
     """
-    missing, path = look(repository, task), Layout(repository.root).checkout_lacks
+    missing, path = find_missing_files(repository, task), Layout(repository.root).checkout_lacks
     names = sorted([*(shown(absent.path) for absent in missing.largest), *missing.filters])
     news = {"tag": tag, "names": names}
     problem = "" if read_object(path) == news else missing.problem()

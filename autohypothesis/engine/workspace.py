@@ -4,8 +4,8 @@ The checkout of a run (`Export`) lies in `worktrees/.runs/<name>` and has one ho
 of it lies in `.git/autohypothesis/exports/<name>`, where no run writes. Whatever was done to it, by
 a run or by a kill, the next checkout puts right.
 
-`look` and `inspect` see a checkout before and after a training: every tracked file, and the
-distributions that the training's Python has installed.
+`take_baseline` and `changes_since` compare a checkout before and after a training: every tracked
+file, and the distributions that the training's Python has installed.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ class Workspace:
 MAX_NAMED = 8
 
 
-class Before(BaseModel):
+class CheckoutBaseline(BaseModel):
     """A checkout and an environment before a training, kept with its run until it has ended.
 
     Attributes:
@@ -346,7 +346,7 @@ def _path(latin: str) -> str:
     return os.fsdecode(latin.encode("latin-1"))
 
 
-def look(checkout: Checkout, site_folders: Iterable[Path]) -> Before:
+def take_baseline(checkout: Checkout, site_folders: Iterable[Path]) -> CheckoutBaseline:
     """Note the state of a fresh checkout, and of what is installed in `site_folders`."""
     tracked = (path for path, entry in checkout.files.items() if entry.mode != SUBMODULE)
     files = {
@@ -355,7 +355,7 @@ def look(checkout: Checkout, site_folders: Iterable[Path]) -> Before:
         if (stamp := file_stamp(checkout.path / path))
     }
     folders = [str(folder) for folder in site_folders]
-    return Before(
+    return CheckoutBaseline(
         commit=checkout.commit,
         files=files,
         distributions=installed(folders),
@@ -364,7 +364,7 @@ def look(checkout: Checkout, site_folders: Iterable[Path]) -> Before:
     )
 
 
-def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]:
+def changes_since(repository: Repository, checkout: Path, before: CheckoutBaseline) -> list[str]:
     """Describe the forbidden changes of a training; empty: there are none.
 
     A file that was only rewritten with its own content counts as untouched, and so does a new,
@@ -388,7 +388,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     return _at_most(problems) + _at_most(packages)
 
 
-def find_importable_additions(task: Task, checkout: Path, before: Before) -> list[str]:
+def find_importable_additions(task: Task, checkout: Path, before: CheckoutBaseline) -> list[str]:
     """Describe what a run left where a scoring program would import it.
 
     Python looks beside a script, or in the folder that it is started in, before it looks anywhere

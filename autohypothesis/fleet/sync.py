@@ -35,9 +35,9 @@ from autohypothesis.records.files import (
     kind_of,
     load,
     read_bytes,
+    remove_stale_temporaries,
     set_aside,
     shown,
-    sweep,
     to_json,
     write_atomic,
 )
@@ -122,7 +122,7 @@ class _Sync:
     def write(self, *, everything: bool, light: bool) -> SyncReport:
         self._clear(self.layout.aggregate, stat.S_ISDIR)
         for folder in (self.layout.root, self.layout.aggregate):
-            sweep(folder)
+            remove_stale_temporaries(folder)
         self._write_ledger()
         self._report_set_aside()
         if self.folded.judged.readable:

@@ -27,6 +27,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import (
     JSON_LIMIT,
+    MTIME_GRANULARITY_NS,
     FileStamp,
     as_object,
     file_stamp,
@@ -58,8 +59,6 @@ _MODELS: tuple[tuple[str, type[BaseModel] | None], ...] = (
     ("exit.json", ExitRecord),
 )
 """The files of a bundle that a row is made from. shim.json counts while there is no result."""
-_SETTLING_NS = 100_000_000
-"""A file changed this recently may change again within the same tick of the file system's clock."""
 _PAGE_BYTES = 1024 * 1024
 
 
@@ -216,7 +215,7 @@ def read(places: ExperimentPaths) -> Records:
     plan = reader.document(places.plan, Plan) if places.plan is not None else None
     page = reader.page(places.page) if places.page is not None else None
     newest = max((stamp.mtime_ns for stamp in reader.stamps), default=0)
-    settling = newest > started - _SETTLING_NS
+    settling = newest > started - MTIME_GRANULARITY_NS
     signature = UNSETTLED if settling else hash(tuple(reader.stamps))
     return Records(
         places.experiment_id, places.run, config, metadata, result, exit_record,

@@ -35,6 +35,8 @@ JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
 ASIDE = ".set-aside-"
 """Stands before the time in the name of a file that was moved aside."""
+MTIME_GRANULARITY_NS = 100_000_000
+"""A file or folder that changed this recently may change again with the same time."""
 MAX_DEPTH = 64
 """Levels of nesting; the deepest document we write has six."""
 MAX_DIGITS = 4_000
@@ -205,7 +207,7 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def sweep(folder: Path) -> list[Path]:
+def remove_stale_temporaries(folder: Path) -> list[Path]:
     """Removes what killed writers left in `folder`: never a file whose writer may still live."""
     removed: list[Path] = []
     with suppress(OSError), os.scandir(folder) as entries:

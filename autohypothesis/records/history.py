@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 from autohypothesis.errors import SettleError
 from autohypothesis.records import jsonl
 from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.files import FileStamp, file_stamp
+from autohypothesis.records.files import MTIME_GRANULARITY_NS, FileStamp, file_stamp
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import is_baseline
 from autohypothesis.schema import Decision
 
-SETTLING_NS = 100_000_000
-"""A folder changed this recently may change again within one tick of the file system's clock."""
 _NUMBERED = re.compile(r"(.+)-(0|[1-9]\d{0,8})")
 _DECISION_ID = re.compile(r"d-(\d{1,12})-")
 
@@ -354,7 +352,7 @@ class LiveHistory(DecisionHistory):
         except OSError:
             changed, files = 0, []
         names = {name.removesuffix(".json").removesuffix(".md") for name in files}
-        if time.time_ns() - changed < SETTLING_NS:
+        if time.time_ns() - changed < MTIME_GRANULARITY_NS:
             changed = -1  # list it once more
         listed = sorted(name for name in names if ID.fullmatch(name))
         self._folders[folder] = (changed, listed)

@@ -330,7 +330,7 @@ def parse_ledger(content: bytes) -> list[dict[str, Any]]:
     return jsonl.parse(content, bundles.plain_object)[0]
 
 
-def active_tag(layout: Layout) -> str:
+def latest_tag(layout: Layout) -> str:
     """The tag of the search that is on: the manifest's, else the last decision's or plan's.
 
     Empty when nothing was ever planned.

@@ -34,7 +34,7 @@ from autohypothesis.records.files import (
     kind_of,
     load_or_none,
     read_bytes,
-    sweep,
+    remove_stale_temporaries,
     write_atomic,
     write_json,
     write_new,
@@ -363,7 +363,7 @@ class DerivedFile:
                     rename_exclusive(self._before, self.path)
                 return
         write_new(self.path, content, durable=durable)
-        sweep(self.path.parent)
+        remove_stale_temporaries(self.path.parent)
 
     def _written(self) -> Written:
         return load_or_none(Written, self._state, limit=STATE_LIMIT) or Written()

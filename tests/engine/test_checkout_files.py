@@ -15,9 +15,9 @@ from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import (
     Checkout,
     Export,
+    changes_since,
     find_importable_additions,
-    inspect,
-    look,
+    take_baseline,
 )
 from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
@@ -91,12 +91,12 @@ def test_a_changed_file_of_a_submodule_is_seen_and_put_right(
     nested: Repository, task: Task
 ) -> None:
     made = checked_out(nested, task)
-    before = look(made, [])
+    before = take_baseline(made, [])
     file = made.path / "lib" / "part" / "deep" / "d.txt"
     was = file.stat()
     file.write_text("DEEP\n")
     os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert inspect(nested, made.path, before) == ["lib/part/deep/d.txt was changed"]
+    assert changes_since(nested, made.path, before) == ["lib/part/deep/d.txt was changed"]
     checked_out(nested, task)
     assert file.read_text() == "deep\n"
 
@@ -156,11 +156,11 @@ def test_a_file_of_git_lfs_has_its_contents_and_is_not_written_again(
 @needs_lfs
 def test_a_file_of_git_lfs_that_a_run_changed_is_named(large: Repository, task: Task) -> None:
     made = checked_out(large, task)
-    before = look(made, [])
+    before = take_baseline(made, [])
     (made.path / "w.bin").write_bytes(b"weights" * 1000)
-    assert inspect(large, made.path, before) == []
+    assert changes_since(large, made.path, before) == []
     (made.path / "w.bin").write_bytes(b"WEIGHTS" * 1000)
-    assert inspect(large, made.path, before) == ["w.bin was changed"]
+    assert changes_since(large, made.path, before) == ["w.bin was changed"]
 
 
 @needs_lfs
@@ -259,15 +259,15 @@ def test_what_a_run_does_to_a_copy_is_named_undone_and_never_reaches_the_origina
 ) -> None:
     include(with_data, "data/")
     made = checked_out(with_data, task)
-    before = look(made, [])
+    before = take_baseline(made, [])
     (made.path / "data" / "new.txt").write_text("a cache of its own\n")
     (made.path / "data" / "x.txt").write_text("0.5\n")
-    assert inspect(with_data, made.path, before) == []
+    assert changes_since(with_data, made.path, before) == []
     copy = made.path / "data" / "x.txt"
     was = copy.stat()
     copy.write_text("9.9\n")
     os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert inspect(with_data, made.path, before) == ["data/x.txt was changed"]
+    assert changes_since(with_data, made.path, before) == ["data/x.txt was changed"]
     assert (with_data.root / "data" / "x.txt").read_text() == "0.5\n"
     assert (checked_out(with_data, task).path / "data" / "x.txt").read_text() == "0.5\n"
     assert not (made.path / "data" / "new.txt").exists()
@@ -381,14 +381,14 @@ def test_a_link_to_a_users_file_is_no_planted_module_and_no_run_may_turn_it(
     (with_data.root / "kit.py").symlink_to("../kit.py")
     include(with_data, "kit.py")
     made = checked_out(with_data, task)
-    before = look(made, [])
+    before = take_baseline(made, [])
     scored = {"scorer": {"type": "command", "command": ["python", "train.py"]}}
     judged = Task.model_validate({"id": "t", "artifacts": ["a.txt"], **scored})
     assert find_importable_additions(judged, made.path, before) == []
-    assert inspect(with_data, made.path, before) == []
+    assert changes_since(with_data, made.path, before) == []
     (made.path / "kit.py").unlink()
     (made.path / "kit.py").symlink_to("/etc/hostname")
-    assert inspect(with_data, made.path, before) == ["the symbolic link kit.py was replaced"]
+    assert changes_since(with_data, made.path, before) == ["the symbolic link kit.py was replaced"]
 
 
 def test_a_file_that_cannot_be_read_is_named(

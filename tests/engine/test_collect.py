@@ -22,7 +22,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.engine.scoring import CommandScorer, ModelScorer
 from autohypothesis.engine.shim import SCORING_TIMED_OUT as TIMED_OUT
 from autohypothesis.engine.task import Parse, ScorerConfig, Task
-from autohypothesis.engine.workspace import Before, Export
+from autohypothesis.engine.workspace import CheckoutBaseline, Export
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
@@ -260,7 +260,7 @@ def begun(project: Project) -> RunPaths:
         worker_id="solo-0",
     )  # fmt: skip
     run = project.layout.run(spec.experiment_id)
-    before = Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
+    before = CheckoutBaseline(commit=spec.commit, files={}, distributions={}, site_folders=[])
     write_json(run.local, {"checkout": "/a", "before": before.model_dump(mode="json")})
     write_json(run.run_spec, spec)
     return run

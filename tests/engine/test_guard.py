@@ -12,12 +12,18 @@ import pytest
 
 from autohypothesis.engine.environment import installed, site_folders
 from autohypothesis.engine.task import ScorerConfig, Task, protected_blobs
-from autohypothesis.engine.workspace import Before, Checkout, Workspace, inspect, look
+from autohypothesis.engine.workspace import (
+    Checkout,
+    CheckoutBaseline,
+    Workspace,
+    changes_since,
+    take_baseline,
+)
 from autohypothesis.errors import ChangeError, LaunchError
 from autohypothesis.records.git import Repository
 from tests.conftest import run_git
 
-Looked = tuple[Repository, Path, Before, Path]
+Looked = tuple[Repository, Path, CheckoutBaseline, Path]
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def looked(make: Callable[..., Repository], tmp_path: Path) -> Looked:
     (site / "torch-2.0.dist-info" / "RECORD").write_text("")
     head = repository.head()
     checkout = Workspace(repository, "one").checkout(head)
-    before = look(Checkout(checkout, head, repository.entries(head)), [site])
+    before = take_baseline(Checkout(checkout, head, repository.entries(head)), [site])
     return repository, checkout, before, site
 
 
@@ -49,7 +55,7 @@ def test_an_honest_training_touches_nothing(looked: Looked) -> None:
     (checkout / "lib" / "new.txt").write_text("a new file")
     os.utime(checkout / "train.py")
     (checkout / "prepare.py").write_text("print('data')\n")  # rewritten with its own content
-    assert inspect(repository, checkout, before) == []
+    assert changes_since(repository, checkout, before) == []
 
 
 def _edit_with_the_old_time(p: Path) -> None:
@@ -101,28 +107,28 @@ def test_a_touched_file_is_named_and_never_opened_as_something_else(
 ) -> None:
     repository, checkout, before, _ = looked
     act(checkout)
-    assert inspect(repository, checkout, before) == [said]
+    assert changes_since(repository, checkout, before) == [said]
 
 
 def test_a_huge_file_in_place_of_a_small_one_is_not_read(looked: Looked) -> None:
     repository, checkout, before, _ = looked
     os.truncate(checkout / "prepare.py", 1 << 40)
     started = time.monotonic()
-    assert inspect(repository, checkout, before) == ["prepare.py was changed"]
+    assert changes_since(repository, checkout, before) == ["prepare.py was changed"]
     assert time.monotonic() - started < 60  # a terabyte takes minutes
 
 
 def test_installed_removed_and_reinstalled_packages_are_named(looked: Looked) -> None:
     repository, checkout, before, site = looked
     (site / "evil-1.0.dist-info").mkdir()
-    (problem,) = inspect(repository, checkout, before)
+    (problem,) = changes_since(repository, checkout, before)
     assert problem.startswith("evil-1.0.dist-info was installed in ")
     (site / "evil-1.0.dist-info").rmdir()
     os.utime(site / "torch-2.0.dist-info" / "RECORD", ns=(1, 1))
-    assert "torch-2.0.dist-info" in inspect(repository, checkout, before)[0]
+    assert "torch-2.0.dist-info" in changes_since(repository, checkout, before)[0]
     shutil.rmtree(site / "torch-2.0.dist-info")
     (site / "hook.pth").write_text("import cheat\n")
-    words = inspect(repository, checkout, before)
+    words = changes_since(repository, checkout, before)
     assert [word.split(" in ")[0].split(" from ")[0] for word in words] == [
         "hook.pth was installed",
         "torch-2.0.dist-info was removed",
@@ -135,10 +141,10 @@ def test_a_thousand_touched_files_are_a_short_list(
     repository = make({f"f{n}": "1\n" for n in range(60)})
     head = repository.head()
     checkout = Workspace(repository, "one").checkout(head)
-    before = look(Checkout(checkout, head, repository.entries(head)), [])
+    before = take_baseline(Checkout(checkout, head, repository.entries(head)), [])
     for n in range(60):
         (checkout / f"f{n}").unlink()
-    assert inspect(repository, checkout, before)[-1] == "and 52 more"
+    assert changes_since(repository, checkout, before)[-1] == "and 52 more"
 
 
 def test_the_folders_of_this_python_are_found() -> None:

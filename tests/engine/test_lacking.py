@@ -10,7 +10,7 @@ import pytest
 
 from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.untracked_files import look, warn_once
+from autohypothesis.engine.untracked_files import find_missing_files, warn_once
 from autohypothesis.records.git import Repository
 
 Git = Callable[..., str]
@@ -26,7 +26,7 @@ def put(root: Path, **sizes: int) -> None:
 def test_the_largest_five_are_named_with_their_sizes(repository: Repository, task: Task) -> None:
     (repository.root / ".gitignore").write_text("data/\n*.bin\n")
     put(repository.root, data__a=3000, data__deep__b=1000, w_bin=5 << 20, n1=1, n2=2, n3=3, n4=4)
-    found = look(repository, task)
+    found = find_missing_files(repository, task)
     assert found.lines() == [
         "w.bin (5.0 MB)", "data/ (3.9 KB)", ".gitignore (12 bytes)", "n4 (4 bytes)", "n3 (3 bytes)",
         "and 2 more",
@@ -42,10 +42,14 @@ def test_what_we_and_what_tools_make_is_not_named(repository: Repository, task: 
     for name in made:
         (repository.root / name).parent.mkdir(parents=True, exist_ok=True)
         (repository.root / name).write_text("x")
-    assert look(repository, task).lines() == []
-    assert look(repository, task).problem() == "" == look(repository, task).remedy()
+    assert find_missing_files(repository, task).lines() == []
+    assert (
+        find_missing_files(repository, task).problem()
+        == ""
+        == find_missing_files(repository, task).remedy()
+    )
     put(repository.root, work__mine=1)
-    assert look(repository, task).lines() == ["work/ (2 bytes)"]
+    assert find_missing_files(repository, task).lines() == ["work/ (2 bytes)"]
 
 
 def test_an_artifact_that_is_not_committed_yet_is_not_named(
@@ -53,7 +57,7 @@ def test_an_artifact_that_is_not_committed_yet_is_not_named(
 ) -> None:
     git(repository.root, "rm", "-q", "--cached", "train.py")
     git(repository.root, "commit", "-q", "-m", "without it")
-    assert look(repository, task).lines() == []
+    assert find_missing_files(repository, task).lines() == []
 
 
 def test_the_line_that_is_proposed_includes_exactly_that_file(
@@ -62,11 +66,11 @@ def test_the_line_that_is_proposed_includes_exactly_that_file(
     odd = ["it's.txt", "a b*.txt", "[x].txt", "#x", "!y", os.fsdecode(b"caf\xe9")]
     for name in odd:
         (repository.root / name).write_text("x\n")
-    assert len(look(repository, task).largest) == 5
+    assert len(find_missing_files(repository, task).largest) == 5
     for _ in range(2):
-        command = look(repository, task).remedy()
+        command = find_missing_files(repository, task).remedy()
         assert os.system(f"cd '{repository.root}' && {command}") == 0
-    assert look(repository, task).lines() == []
+    assert find_missing_files(repository, task).lines() == []
 
 
 def test_a_filter_that_is_not_applied_is_named(
@@ -75,10 +79,10 @@ def test_a_filter_that_is_not_applied_is_named(
     (repository.root / ".gitattributes").write_text("*.key filter=crypt\n*.md filter=unknown\n")
     git(repository.root, "add", "-A")
     git(repository.root, "commit", "-q", "-m", "attributes")
-    assert look(repository, task).filters == ()
+    assert find_missing_files(repository, task).filters == ()
     git(repository.root, "config", "filter.crypt.smudge", "cat")
-    assert look(repository, task).lines() == ["filter crypt is not applied"]
-    assert "git filter crypt" in look(repository, task).problem()
+    assert find_missing_files(repository, task).lines() == ["filter crypt is not applied"]
+    assert "git filter crypt" in find_missing_files(repository, task).problem()
 
 
 def test_it_is_told_once_for_a_search_and_again_when_it_changes(
@@ -109,5 +113,5 @@ def test_a_large_tree_is_measured_for_a_moment_only(
 ) -> None:
     put(repository.root, **{f"data__{n}": 1 for n in range(50)})
     monkeypatch.setattr(untracked_files, "LOOK_S", -1.0)
-    (found,) = look(repository, task).largest
+    (found,) = find_missing_files(repository, task).largest
     assert found.is_more and "over" in str(found)

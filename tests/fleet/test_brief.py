@@ -204,7 +204,9 @@ def without_date(content: bytes) -> Json:
     return {key: value for key, value in json.loads(content).items() if key != "generated_at"}
 
 
-@pytest.mark.parametrize("name", ["os.rename", "write_json", "_mark", "write_new", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["os.rename", "write_json", "_mark", "write_new", "remove_stale_temporaries"]
+)
 def test_an_edit_that_arrives_while_publishing_is_not_overwritten(
     fleet_project: Project, queue: Queue, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -252,7 +254,7 @@ def test_a_kill_while_publishing_loses_no_edit_and_makes_none_up(
     if edited:
         fleet_project.layout.brief.write_bytes(b"by hand")
     propose(queue)
-    calls = ("os.rename", "write_json", "write_new", "rename_exclusive", "sweep")
+    calls = ("os.rename", "write_json", "write_new", "rename_exclusive", "remove_stale_temporaries")
     names = [f"autohypothesis.records.outputs.{name}" for name in calls]
     killed_at(moment, names, partial(published, fleet_project, queue))
     propose(queue)

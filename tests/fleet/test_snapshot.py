@@ -21,7 +21,7 @@ from autohypothesis.fleet.supervisor import snapshot as module
 from autohypothesis.fleet.supervisor.snapshot import (
     LOG_TAIL,
     ledger_ref,
-    newest_tag,
+    newest_snapshot_tag,
     restore,
     snapshot,
 )
@@ -92,7 +92,7 @@ def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(
     git(project.layout.root, "clean", "-xdff")
     assert not project.layout.research.exists()
 
-    assert newest_tag(project.repository) == TAG
+    assert newest_snapshot_tag(project.repository) == TAG
     restored = restore(project.repository, project.layout, TAG)
     sync(project.layout)
     assert restored.decisions == 2
@@ -296,7 +296,7 @@ def test_a_snapshot_from_elsewhere_leaves_the_repository_by_no_path(project: Pro
 
 def test_no_snapshot_is_said_so(project: Project) -> None:
     with pytest.raises(FleetError, match="no snapshot"):
-        newest_tag(project.repository)
+        newest_snapshot_tag(project.repository)
     with pytest.raises(FleetError, match="'other'"):
         restore(project.repository, project.layout, "other")
 

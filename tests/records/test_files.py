@@ -63,7 +63,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         assert len(set(text)) == 2
     for left in tmp_path.glob(".*.tmp"):
         os.utime(left, (1, 1))
-    files.sweep(tmp_path)
+    files.remove_stale_temporaries(tmp_path)
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
@@ -71,7 +71,7 @@ def test_sweep_leaves_what_a_living_writer_writes(tmp_path: Path) -> None:
     mine = tmp_path / f".a.{os.getpid()}.0123abcd.tmp"
     mine.write_text("x")
     os.utime(mine, (1, 1))
-    assert files.sweep(tmp_path) == []
+    assert files.remove_stale_temporaries(tmp_path) == []
 
 
 @pytest.mark.parametrize(

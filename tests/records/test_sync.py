@@ -14,7 +14,7 @@ from autohypothesis.errors import LockError
 from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.ledger import active_tag
+from autohypothesis.records.ledger import latest_tag
 from autohypothesis.records.locks import Process, hold
 from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Leaderboard, Row
@@ -139,17 +139,17 @@ def test_nothing_at_all_is_an_empty_ledger(lab: Any) -> None:
     assert (report.rows, report.tag, report.problems) == (0, "", [])
     assert lab.layout.ledger.read_text() == ""
     assert lab.layout.results_tsv.read_text() == HEADER
-    assert active_tag(lab.layout) == ""
+    assert latest_tag(lab.layout) == ""
 
 
 def test_the_active_tag_is_the_manifests_else_the_last_ones(lab: Any) -> None:
     lab.plan("p-1", tag="oct31")
     sync(lab.layout)
-    assert active_tag(lab.layout) == "oct31"
+    assert latest_tag(lab.layout) == "oct31"
     lab.decide("p-1", "keep", tag="oct30")
-    assert active_tag(lab.layout) == "oct30"
+    assert latest_tag(lab.layout) == "oct30"
     lab.put(lab.layout.manifest, {"tag": "nov01"})
-    assert active_tag(lab.layout) == "nov01"
+    assert latest_tag(lab.layout) == "nov01"
     assert sync(lab.layout).tag == "nov01"
 
 

@@ -95,7 +95,7 @@ def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(start: Start) ->
     killed.wait_for("pid")
     os.kill(killed.handle.pid, 9)
     wait_until(lambda: not alive(int(killed.text("pid"))))
-    processes.sweep()
+    processes.remove_stale_cgroups()
     left = groups()
     assert not any(name.startswith(mine) for name in left)
     assert not any(name.startswith(f"autohypothesis-{killed.handle.pid}-") for name in left)

@@ -38,7 +38,7 @@ from autohypothesis.records.files import (
     load,
     load_or_none,
     opened,
-    sweep,
+    remove_stale_temporaries,
     to_json,
     write_json,
     write_new,
@@ -128,7 +128,7 @@ class Outbox:
         sent = refused = 0
         error = ""
         with locks.hold(self.layout, "outbox", doing="delivering", timeout=0):
-            sweep(self.layout.outbox_state(PENDING))
+            remove_stale_temporaries(self.layout.outbox_state(PENDING))
             waiting = self.pending()
             for entry in waiting:
                 try:

@@ -31,7 +31,7 @@ from autohypothesis.fleet.proposing import Proposer, Situation, Stoppable
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.ids import baseline_id
-from autohypothesis.records.ledger import active_tag
+from autohypothesis.records.ledger import latest_tag
 from autohypothesis.schema import Brief, Hypothesis, Proposal
 
 FIRST_PAUSE_S = 1.0
@@ -331,7 +331,7 @@ def check_worker(project: Project, workers: list[str], worker: str) -> None:
     """
     if worker in workers:
         return
-    tag = project.tag or active_tag(project.layout)
+    tag = project.tag or latest_tag(project.layout)
     raise UsageError(
         f"tag {tag!r} has no worker {worker!r}; it has {', '.join(workers) or 'none'}",
         hint="make one: python orchestrator.py init-fleet --help"

@@ -24,7 +24,7 @@ from autohypothesis.records.files import (
     JSON_LIMIT,
     load,
     read_json,
-    sweep,
+    remove_stale_temporaries,
     write_atomic,
     write_json,
 )
@@ -87,7 +87,7 @@ class _Inbox:
         self._sources: dict[str, str] | None = None
 
     def take(self) -> list[Hypothesis]:
-        sweep(self.folder)
+        remove_stale_temporaries(self.folder)
         for name in _names(self.folder):
             path = self.folder / name
             if name.endswith(".json") and self._read(path, name) is not None:

@@ -26,7 +26,14 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from autohypothesis.errors import QueueError, RecordError, faults_in
-from autohypothesis.records.files import parse_json, read_with_status, shown, sweep, write_json
+from autohypothesis.records.files import (
+    MTIME_GRANULARITY_NS,
+    parse_json,
+    read_with_status,
+    remove_stale_temporaries,
+    shown,
+    write_json,
+)
 from autohypothesis.records.ids import (
     MAX_LENGTH,
     allocate_hypothesis,
@@ -47,8 +54,6 @@ _SEE = "`python orchestrator.py hypotheses` lists them"
 
 MAX_LIST_RETRIES = 10
 """Tries of listing a queue in motion until two consecutive listings agree."""
-_SETTLING_NS = 100_000_000
-"""A folder changed this recently may change again within one tick of the file system's clock."""
 _GENERATED_ID = re.compile(r"(h-.+)-\d{4,9}|(baseline-.+)")
 _COUNTER = "-99999"
 """Room that `ids` leaves behind the stem of a tag."""
@@ -322,10 +327,10 @@ class Queue:
     def _repair(self) -> None:
         """End every step that was cut off, and remove what killed writers left."""
         for place in self._folders():
-            sweep(self.layout.hypotheses(*place))
+            remove_stale_temporaries(self.layout.hypotheses(*place))
             for name in self._names(place):
                 self._repair_and_locate(name)
-        sweep(self.layout.hypotheses("done"))
+        remove_stale_temporaries(self.layout.hypotheses("done"))
 
     def _repair_and_locate(self, name: str, *, end: bool = True) -> QueuePlace | None:
         """Return its place, after ending a step that was cut off; a closing only with `end`."""
@@ -540,7 +545,7 @@ def _parse(path: str, name: str) -> tuple[Hypothesis | None, str]:
 
 
 def _is_old(changed_ns: int) -> bool:
-    return changed_ns < time.time_ns() - _SETTLING_NS
+    return changed_ns < time.time_ns() - MTIME_GRANULARITY_NS
 
 
 def _sorted(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:

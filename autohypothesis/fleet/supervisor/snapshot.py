@@ -298,7 +298,7 @@ class Restored(NamedTuple):
     """Lines that decisions.jsonl lacked."""
 
 
-def newest_tag(repository: Repository) -> str:
+def newest_snapshot_tag(repository: Repository) -> str:
     """Return the tag whose snapshot was made last.
 
     Raises:
