@@ -53,7 +53,7 @@ def test_with_every_cpu_slot_held_nothing_is_prepared_and_no_plan_is_left(
     ("where", "error"),
     [
         ("runner.prepare", KeyboardInterrupt()),
-        ("local_executor.look", LeaseError("taken")),
+        ("local_executor.take_baseline", LeaseError("taken")),
         ("local_executor.to_json", OSError("full")),
         ("local_executor.to_json", KeyboardInterrupt()),
     ],
