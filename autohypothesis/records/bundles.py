@@ -147,15 +147,25 @@ def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, s
 
 def current_signature(places: ExperimentPaths) -> int:
     """Return the hash that `read` notes, from the status of the files alone."""
-    paths = [] if places.run is None else [f"{places.run}/{name}" for name, _ in _MODELS]
-    stamps = [file_stamp(path) or ABSENT for path in paths]
-    if places.run is not None and stamps[_RESULT] == ABSENT:
-        stamps.append(file_stamp(f"{places.run}/shim.json") or ABSENT)
-    stamps += [file_stamp(path) or ABSENT for path in places[2:] if path is not None]
+    run, plan, page = places[1:]
+    stamps = [] if run is None else [_stamp(f"{run}/{name}") for name in _NAMES]
+    if run is not None and stamps[_RESULT] == ABSENT:
+        stamps.append(_stamp(f"{run}/shim.json"))
+    stamps += [_stamp(path) for path in (plan, page) if path is not None]
     return hash(tuple(stamps))
 
 
-_RESULT = [name for name, _ in _MODELS].index("result.json")
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return the fields of a FileStamp, to whose hash theirs is equal, in less time."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ABSENT
+    return status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+_NAMES = [name for name, _ in _MODELS]
+_RESULT = _NAMES.index("result.json")
 
 
 class _FileReader:
