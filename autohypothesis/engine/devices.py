@@ -63,13 +63,13 @@ class LockFolder(NamedTuple):
     fallback: str | None = None
 
 
-def lock_folder(environ: Mapping[str, str] = os.environ) -> LockFolder:
+def lock_folder() -> LockFolder:
     """Return the folder of lock files, made when missing.
 
     `$AUTOHYPOTHESIS_LOCKS`, else /run/lock/autohypothesis, else a folder of this user.
     Raises LeaseError if the named folder, or the last resort, cannot be used.
     """
-    named = environ.get(LOCKS_VARIABLE)
+    named = os.environ.get(LOCKS_VARIABLE)
     shared = os.path.abspath(named) if named else SHARED_FOLDER
     try:
         _make_folder(shared, 0o1777)
@@ -77,7 +77,7 @@ def lock_folder(environ: Mapping[str, str] = os.environ) -> LockFolder:
     except LeaseError as error:
         if named:
             raise
-        path = _own_folder(environ)
+        path = _own_folder()
         for folder in (os.path.dirname(path), path):
             _make_folder(folder, 0o700)
             if os.stat(folder).st_uid != os.getuid():
@@ -87,8 +87,8 @@ def lock_folder(environ: Mapping[str, str] = os.environ) -> LockFolder:
         return LockFolder(path, fallback=error.problem)
 
 
-def _own_folder(environ: Mapping[str, str]) -> str:
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
+def _own_folder() -> str:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
     return os.path.join(runtime, "autohypothesis-locks")
 
 
@@ -241,7 +241,7 @@ def lease_of(device: Device) -> Lease:
 def experiments_of(repository: str) -> list[str]:
     """Return what runs for a repository now, as far as lock files name it. Makes no file."""
     named = os.environ.get(LOCKS_VARIABLE)
-    folders = [os.path.abspath(named)] if named else [SHARED_FOLDER, _own_folder(os.environ)]
+    folders = [os.path.abspath(named)] if named else [SHARED_FOLDER, _own_folder()]
     files = (file for folder in folders for file in sorted(Path(folder).glob("*.lock")))
     notes = (Lease(str(file), file.name).note() for file in files)
     ours = (note for note in notes if note.get("repository") == repository)

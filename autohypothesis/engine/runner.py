@@ -1,7 +1,8 @@
 """Experiments from end to end: a change in, a collected bundle out, and the runs a win needs.
 
-run-experiment, the demo and every loop go through `run`. A run that a person made by hand becomes a
-bundle here as well, from the log that it left.
+run-experiment, bootstrap and the runs that confirm a win go through `run`; a worker and the
+artifact loop call the steps themselves. A run that a person made by hand becomes a bundle here as
+well, from the log that it left.
 """
 
 from __future__ import annotations

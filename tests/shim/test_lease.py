@@ -109,14 +109,17 @@ def test_the_lock_folder_is_the_shared_one_else_the_users_own_and_that_is_said(
 ) -> None:
     shared = tmp_path / "missing" / "shared"
     monkeypatch.setattr(devices, "SHARED_FOLDER", str(shared))
-    folder = lock_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+    monkeypatch.delenv(devices.LOCKS_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = lock_folder()
     assert folder.path == str(tmp_path / "autohypothesis-locks")
     assert folder.fallback is not None and "missing/shared" in folder.fallback
     shared.parent.mkdir()
-    assert lock_folder({}) == devices.LockFolder(str(shared))
+    assert lock_folder() == devices.LockFolder(str(shared))
     (tmp_path / "locks").write_text("")
+    monkeypatch.setenv(devices.LOCKS_VARIABLE, str(tmp_path / "locks"))
     with pytest.raises(LeaseError, match=r"locks is no folder"):
-        lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
+        lock_folder()
 
 
 def test_a_link_is_never_followed_as_a_lock_file(tmp_path: Path) -> None:
@@ -139,9 +142,12 @@ def test_a_damaged_holder_note_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
-def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(tmp_path: Path) -> None:
+def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """fs.protected_regular refuses O_CREAT there, even to root."""
-    folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
+    monkeypatch.setenv(devices.LOCKS_VARIABLE, str(tmp_path / "locks"))
+    folder = lock_folder()
     path = f"{folder.path}/cpu-0.lock"
     devices.release(Lease(path, "CPU slot 0").acquire({}))
     os.chown(path, 65534, 65534)
