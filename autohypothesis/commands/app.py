@@ -6,15 +6,16 @@ Imports nothing heavy, since `--help` and completion run through here.
 from __future__ import annotations
 
 import inspect
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.installation import IN_CLONE, as_called, missing_extra
@@ -32,37 +33,13 @@ ClickError: Any = ClickUsageError.__bases__[0]
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
-HELP = """Search for a better training script, or any other text, and believe the result.
-
-New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
-search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices.
-`COMMAND --help` has an example of each. `--repo PATH` may stand before or after the command.
-"""
-
-PANELS = {
-    "Begin": ("demo", "doctor", "check-hardware", "setup", "new"),
-    "One machine": ("run-loop", "run-experiment", "record", "decide"),
-    "Look, and take home": (
-        "show-results", "status", "monitor", "digest", "runs", "show", "best", "adopt", "sync",
-        "schema",
-    ),
-    "Ideas": ("propose", "hypotheses", "briefing", "dispatch", "withdraw", "abandon"),
-    "A fleet": (
-        "bootstrap", "init-fleet", "up", "down", "observer", "worker", "tool-builder", "tools",
-        "restore", "prune",
-    ),
-    "Any text": ("task",),
-    "Many machines": ("hub",),
-}  # fmt: skip
-"""Every command, as `--help` groups them, in the order in which one meets them."""
-
 ONLY_SHOW = (
     "show-results", "status", "digest", "runs", "show", "best", "schema", "hypotheses", "briefing",
 )  # fmt: skip
 """Commands that only print: they fail when their output cannot be written."""
 
-_command = [""]
-"""The one that was called."""
+called = [""]
+"""The command of this process."""
 
 
 # ── options that several commands have ──────────────────────────────────────────────────────
@@ -141,7 +118,52 @@ ToolCommand = Annotated[
 # ── the application ─────────────────────────────────────────────────────────────────────────
 
 
-class PublishedExitCodes(TyperCommand):
+_EXAMPLES = re.compile(r"\s*Examples?: (`[^`]+`(?:,\s+`[^`]+`)*)\.?")
+"""In a docstring: `Examples: `one`, `another``."""
+
+
+class Command(TyperCommand):
+    """A command whose help ends with its examples, a line each, as they can be typed."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        text = as_called(inspect.cleandoc(help or ""))
+        found = [
+            code for group in _EXAMPLES.findall(text) for code in re.findall("`(.+?)`", group, re.S)
+        ]
+        self.examples = [" ".join(code.split()) for code in found]
+        super().__init__(*args, help=_EXAMPLES.sub("", text), **options)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        if self.examples:
+            print("\n".join([" Examples:", *(f"   {line}" for line in self.examples), ""]))
+
+
+class Group(TyperGroup):
+    """Commands below a word, which by itself shows them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        return list(super().parse_args(ctx, args))
+
+
+class CommandGroup(typer.Typer):
+    """Where commands are registered."""
+
+    def __init__(self, *, cls: type[TyperGroup] = Group, **options: Any) -> None:
+        super().__init__(
+            cls=cls, rich_markup_mode="markdown", pretty_exceptions_enable=False, **options
+        )
+
+    def command(  # type: ignore[override]  # the other words pass through
+        self, name: str, *, cls: type[TyperCommand] = Command, **options: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return super().command(name, cls=cls, **options)
+
+
+class PublishedExitCodes(Command):
     """`run-experiment` answers 1 to wrong usage, as published; 2 is its deadline."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,40 +181,8 @@ class PublishedExitCodes(TyperCommand):
             raise
 
 
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def frame(context: typer.Context, repo: Repo = HERE) -> None:
-    _command[0] = context.invoked_subcommand or ""
-
-
-def _groups(app: typer.Typer) -> Iterator[Any]:
-    for group in app.registered_groups:
-        yield group
-        if group.typer_instance is not None:
-            yield from _groups(group.typer_instance)
-
-
-def arrange() -> None:
-    """Group the commands of `--help`; one that no panel names stands above them."""
-    panels = {name: panel for panel, names in PANELS.items() for name in names}
-    order = list(panels)
-    app.registered_commands.sort(
-        key=lambda command: order.index(command.name) if command.name in panels else len(order)
-    )
-    for group in (app, *(group.typer_instance for group in _groups(app))):
-        for command in group.registered_commands:
-            command.help = as_called(inspect.getdoc(command.callback) or "")
-    entries: list[Any] = [*app.registered_commands, *app.registered_groups]
-    for entry in entries:
-        entry.rich_help_panel = panels.get(str(entry.name), entry.rich_help_panel)
+app = CommandGroup()
+"""What every module of commands registers with; `main.py` looks there for the one that is asked."""
 
 
 def run_and_exit(app: typer.Typer) -> NoReturn:
@@ -225,7 +215,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     code = code if isinstance(code, int) else 0
     if missed := complaint(sys.stdout):
         print(f"note: {missed}", file=sys.stderr)
-        code = code or int(_command[0] in ONLY_SHOW)
+        code = code or int(called[0] in ONLY_SHOW)
     sys.exit(code)
 
 

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
 from typer import Argument, Option
 
-from autohypothesis.commands.app import HERE, Json, Repo, Tag, app, complete_experiment
+from autohypothesis.commands.app import (
+    HERE,
+    CommandGroup,
+    Json,
+    Repo,
+    Tag,
+    app,
+    complete_experiment,
+)
 from autohypothesis.commands.common import (
     layout_of,
     meant_tag,
@@ -32,9 +39,7 @@ if TYPE_CHECKING:
 LEASE_S = 3600
 ALL_CLAIMS = 1000
 
-hub_group = typer.Typer(
-    help="Share commits, results and ideas with agents on other machines.", no_args_is_help=True
-)
+hub_group = CommandGroup(help="Share commits, results and ideas with agents on other machines.")
 app.add_typer(hub_group, name="hub")
 
 Hash = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from autohypothesis.commands.app import HERE, Json, Repo
+from autohypothesis.commands.app import HERE, CommandGroup, Json, Repo
 from autohypothesis.commands.common import open_project, opened, out, print_json, remark, say
 from autohypothesis.commands.common import role as in_role
 from autohypothesis.commands.hub import hub_group
@@ -28,7 +28,7 @@ _LEAST_KEY = 20
 Data = Annotated[Path, Option("--data", help="The hub's folder: database, repository, keys.")]
 Agent = Annotated[str, Argument(metavar="NAME", help="An agent.")]
 
-admin = typer.Typer(help="Agents of a hub, their keys, and its tasks.", no_args_is_help=True)
+admin = CommandGroup(help="Agents of a hub, their keys, and its tasks.")
 hub_group.add_typer(admin, name="admin")
 
 

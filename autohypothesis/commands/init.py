@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
-from typer.core import TyperCommand
 
-from autohypothesis.commands.app import HERE, Json, Mix, NewTag, Proposers, Repo, ToolCommand, app
+from autohypothesis.commands.app import (
+    HERE,
+    Command,
+    Json,
+    Mix,
+    NewTag,
+    Proposers,
+    Repo,
+    ToolCommand,
+    app,
+)
 from autohypothesis.commands.common import (
     open_project,
     print_json,
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from autohypothesis.schema import Worker
 
 
-class NamesWhatLacksItsValue(TyperCommand):
+class NamesWhatLacksItsValue(Command):
     """Refuses an option that is followed by another one: it lacks its value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

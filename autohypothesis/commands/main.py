@@ -1,26 +1,113 @@
-"""The command line: importing a module of commands registers them.
+"""The command line: which module has a command, and how `--help` groups them.
 
-Each of them imports what a command needs when it runs.
+A command's module is imported when the command is asked for; it imports what the command needs when
+that runs. So a look at a search waits for nothing else.
 """
 
 from __future__ import annotations
 
-from autohypothesis.commands import (  # noqa: F401
-    doctor,
-    fleet,
-    hub,
-    hub_serve,
-    ideas,
-    init,
-    loop,
-    run,
-    setup,
-    show,
-    sync,
-    task,
-    tools,
-)
-from autohypothesis.commands.app import app, arrange
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any
 
-arrange()
-__all__ = ["app"]
+import typer
+from typer import Option
+
+from autohypothesis import __version__
+from autohypothesis.commands.app import HERE, CommandGroup, Group, Repo, called
+from autohypothesis.commands.app import app as registered
+
+PANELS = {
+    "Begin": {
+        "demo": "setup", "doctor": "doctor", "check-hardware": "doctor", "setup": "setup",
+        "new": "setup",
+    },
+    "One machine": {
+        "run-loop": "loop", "run-experiment": "run", "record": "run", "decide": "run",
+    },
+    "Look, and take home": {
+        "show-results": "show", "status": "show", "monitor": "show", "digest": "show",
+        "runs": "show", "show": "show", "best": "show", "adopt": "show", "sync": "sync",
+        "schema": "show",
+    },
+    "Ideas": {
+        "propose": "ideas", "hypotheses": "ideas", "briefing": "ideas", "dispatch": "ideas",
+        "withdraw": "ideas", "abandon": "ideas",
+    },
+    "A fleet": {
+        "bootstrap": "init", "init-fleet": "init", "up": "fleet", "down": "fleet",
+        "observer": "fleet", "worker": "fleet", "tool-builder": "fleet", "tools": "tools",
+        "restore": "fleet", "prune": "init",
+    },
+    "Any text": {"task": "task"},
+    "Many machines": {"hub": "hub_serve"},
+}  # fmt: skip
+"""Every command with its module, as `--help` groups them, in the order in which one meets them."""
+
+HELP = """Search for a better training script, or any other text, and believe the result.
+
+New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
+search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices.
+`COMMAND --help` has an example of each. `--repo PATH` may stand before or after the command.
+"""
+
+
+class Loaded(Mapping[str, Any]):
+    """Name -> command; one is imported and built when it is asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names in PANELS.values() for name in names)
+
+    def __len__(self) -> int:
+        return sum(map(len, PANELS.values()))
+
+    def __getitem__(self, name: str) -> Any:
+        for panel, modules in PANELS.items():
+            if name in modules:
+                return _built(name, modules[name], panel)
+        raise KeyError(name)
+
+
+@cache
+def _built(name: str, module: str, panel: str) -> Any:
+    """Import the module of a command, or of a group of commands, and build that alone."""
+    import_module(f"autohypothesis.commands.{module}")
+    group = next((one for one in registered.registered_groups if one.name == name), None)
+    if group is not None and group.typer_instance is not None:
+        built: Any = typer.main.get_group(group.typer_instance)
+    else:
+        alone = CommandGroup(add_completion=False)
+        commands = registered.registered_commands
+        alone.registered_commands = [one for one in commands if one.name == name]
+        built = typer.main.get_command(alone)
+    built.name, built.rich_help_panel = name, panel
+    return built
+
+
+class Root(Group):
+    """The first word of a command line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = Loaded()
+
+
+app = CommandGroup(cls=Root, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"autohypothesis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def frame(
+    context: typer.Context,
+    repo: Repo = HERE,
+    version: Annotated[
+        bool, Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    called[0] = context.invoked_subcommand or ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from autohypothesis.commands.app import HERE, Json, Repo, app
+from autohypothesis.commands.app import HERE, CommandGroup, Json, Repo, app
 from autohypothesis.commands.common import (
     end_of,
     json_text,
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.artifact import TaskLoop
     from autohypothesis.schema import Decision
 
-task_group = typer.Typer(
+task_group = CommandGroup(
     help="Improve artifacts that a task file names: prompts, skills, settings, small code.",
-    no_args_is_help=True,
 )
 app.add_typer(task_group, name="task")
 

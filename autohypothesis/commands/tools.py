@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from autohypothesis.commands.app import HERE, Json, Repo, app, completion
+from autohypothesis.commands.app import HERE, CommandGroup, Json, Repo, app, completion
 from autohypothesis.commands.common import layout_of, out, print_json, remark, say
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 # Words behind the tool's name are its own, options included.
 ITS_OWN_WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
-tools_group = typer.Typer(
+tools_group = CommandGroup(
     help="Helper scripts: ask for one, publish one, list them, run one.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
 )
 app.add_typer(tools_group, name="tools")
 

@@ -8,8 +8,10 @@ installs is left to `make`, and `../my-repository` is a script that the test wri
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -27,7 +29,7 @@ import typer
 from autohypothesis.engine.task_file import load_task
 from autohypothesis.fleet.live import steering
 from autohypothesis.schema import Steering
-from tests.conftest import ROOT, copy_of_the_project
+from tests.conftest import ROOT, Cli, copy_of_the_project
 
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -126,12 +128,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def known_commands() -> set[str | None]:
+def known_commands() -> set[str]:
     """Commands and groups of commands, as the first word after `orchestrator.py`."""
-    from autohypothesis.commands.main import app
+    from autohypothesis.commands.main import Loaded
 
-    registered = (*app.registered_commands, *app.registered_groups)
-    return {one.name for one in registered}
+    return set(Loaded())
 
 
 def run(command: str, cwd: Path, environment: dict[str, str]) -> str:
@@ -256,11 +257,14 @@ def test_the_example_of_a_program_binds_what_it_says() -> None:
     assert own == Steering(), "the shipped program.md forbids nothing"
 
 
-def test_help_groups_every_command() -> None:
-    from autohypothesis.commands.app import PANELS
+def test_every_command_of_a_module_is_called_by_its_name() -> None:
+    import autohypothesis.commands
+    from autohypothesis.commands.app import app
 
-    named = [name for names in PANELS.values() for name in names]
-    assert sorted(named) == sorted(filter(None, known_commands()))
+    for module in pkgutil.iter_modules(autohypothesis.commands.__path__):
+        importlib.import_module(f"autohypothesis.commands.{module.name}")
+    registered = (*app.registered_commands, *app.registered_groups)
+    assert sorted(str(one.name) for one in registered) == sorted(known_commands())
 
 
 def test_hints_in_error_messages_name_commands_that_exist() -> None:
@@ -270,13 +274,30 @@ def test_hints_in_error_messages_name_commands_that_exist() -> None:
             assert name in names, f"{path} names the command {name}"
 
 
-def test_every_command_has_an_example_in_its_help() -> None:
-    from autohypothesis.commands.main import app
-    from autohypothesis.commands.tools import tools_group
+def leaves(commands: Any) -> Iterator[Any]:
+    """Every command, those of groups included."""
+    for command in commands.values():
+        inner = getattr(command, "commands", None)
+        yield from leaves(inner) if inner else [command]
 
-    for command in (*app.registered_commands, *tools_group.registered_commands):
-        text = (command.callback.__doc__ or "") if command.callback else ""
-        assert "xample" in text, f"{command.name} has no example"
+
+def test_every_command_has_examples_of_its_own() -> None:
+    from autohypothesis.commands.main import Loaded
+
+    commands = list(leaves(Loaded()))
+    assert len(commands) > 50
+    for command in commands:
+        assert command.examples, f"{command.name} has no example"
+        for example in command.examples:
+            assert "orchestrator.py" in example and "xample" not in command.help
+            assert command.name in shlex.split(example.partition("orchestrator.py ")[2])
+
+
+def test_help_shows_a_line_for_each_example(cli: Cli) -> None:
+    shown = cli("hub", "join", "--help", COLUMNS="60").stdout.splitlines()
+    at = shown.index(" Examples:")
+    assert shown[at + 1].endswith("hub join http://127.0.0.1:8000 --name my-machine")
+    assert shown[at + 2].endswith("--name my-machine --key-file key.txt"), "it is not wrapped"
 
 
 def test_the_schema_of_a_task_is_current() -> None:
