@@ -287,7 +287,7 @@ def _repository(path: Path) -> Iterator[Check]:
         yield Check("repository", "missing", error.problem, error.hint)
         return
     yield Check("repository", "ok", str(project.layout.root))
-    yield Check("task", "ok", f"{project.task.id}: {', '.join(project.task.artifacts)}")
+    yield Check("task", "ok", f"{project.task.id}: {project.task.artifact_words}")
     yield _checkout(project)
     yield from _data(project)
 

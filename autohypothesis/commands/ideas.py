@@ -136,7 +136,7 @@ def _working_tree(project: Project, checkout: Path) -> str:
     if change.tree is None:
         raise ChangeError(
             f"{checkout} is equal to the reference {reference[:7]}",
-            hint=f"change one of {', '.join(project.task.artifacts)} first",
+            hint=f"change one of {project.task.artifact_words} first",
         )
     return project.repository.diff(reference, change.tree)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +22,7 @@ from autohypothesis.commands.common import (
     remark,
     telling_what_runs_lack,
 )
-from autohypothesis.errors import UsageError
+from autohypothesis.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -67,6 +69,9 @@ def run(
     from autohypothesis.engine.project import whole_or_nothing
 
     project = _opened(path, repo)
+    for note in _notes(project, path):
+        remark(f"note: {note}")
+    _refuse_uncommitted(project)
     with whole_or_nothing(project.repository, project.layout):
         loop = loop_of(project.with_tag(tag or project.task.id), parallel, seed)
         loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
@@ -89,23 +94,8 @@ def check(path: TaskPath, repo: Repo = HERE, as_json: Json = False) -> None:
     Exits 2 when it is wrong, with file, line and the nearest right name; 1 when a program is
     missing. Example: `orchestrator.py task check tasks/skill-quality/task.yaml`
     """
-    from autohypothesis.engine.program import programs_of, sandbox_kind
-
     project = _opened(path, repo)
-    task, files = project.task, project.repository.tracked_files()
-    programs = programs_of(task, project.repository.root, files)
-    report = {
-        "id": task.id,
-        "file": task.source or str(path),
-        "artifacts": task.artifacts_in(files),
-        "protected": sum(map(task.is_protected, files)),
-        "mutator": task.mutator.type,
-        "scorer": task.scorer.type,
-        "objective": task.objective.model_dump(mode="json"),
-        "sandbox": sandbox_kind(task),
-        "programs": [program._asdict() for program in programs],
-        "ok": all(program.problem == "" for program in programs),
-    }
+    report = _report(project, path)
     if as_json:
         print_json(report)
     else:
@@ -113,24 +103,103 @@ def check(path: TaskPath, repo: Repo = HERE, as_json: Json = False) -> None:
     raise typer.Exit(0 if report["ok"] else 1)
 
 
+def _refuse_uncommitted(project: Project) -> None:
+    """Refuse to run programs that are in no commit: they are missing where they are run.
+
+    Raises:
+        TaskError: with the commands that commit them.
+    """
+    from autohypothesis.engine.program import programs_of
+
+    root, files = project.repository.root, project.repository.entries(project.repository.head())
+    named = (program.to_add for program in programs_of(project.task, root, files))
+    if new := list(dict.fromkeys(chain.from_iterable(named))):
+        raise TaskError(
+            f"in no commit, and so missing where they are run: {', '.join(new)}",
+            hint=f"commit the task first: git add {shlex.join(new)}; git commit -m 'the task'",
+        )
+
+
+def _report(project: Project, path: Path) -> dict[str, Any]:
+    """Return a task as it was understood: paths from the repository's top, all defaults filled."""
+    from autohypothesis.engine.program import programs_of, sandbox_kind
+
+    task, files = project.task, project.repository.tracked_files()
+    programs = programs_of(task, project.repository.root, files)
+    run = task.run
+    return {
+        "id": task.id,
+        "file": task.source or str(path),
+        "artifacts": task.artifacts_in(files),
+        "patterns": task.artifacts,
+        "protected": sum(map(task.is_protected, files)),
+        "mutator": task.mutator.type,
+        "scorer": task.scorer.type,
+        "objective": task.objective.model_dump(mode="json"),
+        "constraints": {name: limit.model_dump() for name, limit in task.constraints.items()},
+        "mutation": task.mutation.model_dump(),
+        "folders": {"mutator": task.mutator.cwd, "run": run.cwd, "scorer": task.scoring_cwd},
+        "limits": {
+            "mutator_seconds": task.mutator.timeout_seconds if task.mutator.command else None,
+            "run_seconds": run.deadline_seconds,
+            "scorer_seconds": task.scorer.timeout_seconds if task.scorer.type != "log" else None,
+            "max_processes": run.max_processes,
+        },
+        "policy": task.policy.model_dump(),
+        "budget": task.budget.model_dump(),
+        "sandbox": sandbox_kind(task),
+        "programs": [program._asdict() for program in programs],
+        "notes": _notes(project, path),
+        "ok": all(program.problem == "" for program in programs),
+    }
+
+
+def _notes(project: Project, path: Path) -> list[str]:
+    """Return what of the task file has no effect, and why."""
+    from autohypothesis.engine.task_file import read_task
+
+    repository = project.repository
+    return read_task(_file(path), repository.tracked_files(), root=repository.root)[1]
+
+
 def _print_report(report: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    objective = report["objective"]
+    objective, mutation, policy = report["objective"], report["mutation"], report["policy"]
     goal = f"{objective['direction']} {objective['metric']}, min_delta {objective['min_delta']:g}"
+    if objective["target"] is not None:
+        goal += f", until {objective['target']:g}"
+    limits = {name: seconds for name, seconds in report["limits"].items() if seconds is not None}
     lines = [
-        ("task", escape(f"{report['id']} ({report['file']})")),
-        ("artifacts", escape(", ".join(report["artifacts"]))),
+        ("task", f"{report['id']} ({report['file']})"),
+        ("artifacts", ", ".join(report["artifacts"])),
         ("protected", f"{report['protected']} files decide what can be compared"),
-        ("objective", escape(goal)),
+        ("objective", goal),
+        *(("constraint", f"{name}: {_given(of)}") for name, of in report["constraints"].items()),
+        ("change", f"by {report['mutator']}: {_given(mutation)}"),
+        ("limits", _given(limits)),
+        ("policy", _given(policy)),
+        ("search", _given(report["budget"]) or "until it is stopped"),
         ("sandbox", SANDBOXES[report["sandbox"]]),
     ]
+    lines = [(name, escape(text)) for name, text in lines]
     for program in report["programs"]:
         problem = program["problem"]
-        text = f"[red]{escape(problem)}[/]" if problem else escape(program["command"])
-        lines.append((program["role"], text))
+        where = report["folders"].get(program["role"], report["folders"]["run"])
+        text = f"{program['command']}{'' if where == '.' else f' (in {where}/)'}"
+        lines.append((program["role"], f"[red]{escape(problem)}[/]" if problem else escape(text)))
+    lines += [("note", escape(note)) for note in report["notes"]]
     for name, text in lines:
         out().print(f"[bold]{name:>10}[/]  {text}", soft_wrap=True)
+
+
+def _given(values: dict[str, Any]) -> str:
+    """Return `name value, ...` of what is set."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+        if value is not None
+    )
 
 
 def _summary(project: Project, tried: Sequence[Decision]) -> str:
@@ -145,10 +214,14 @@ def _summary(project: Project, tried: Sequence[Decision]) -> str:
 
 def _opened(path: Path, repo: Path) -> Project:
     """Open a task, in the repository that its file is in unless another is named."""
-    file = path / "task.yaml" if path.is_dir() else path
+    file = _file(path)
     if not file.is_file():
         raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
     return open_project(file.absolute().parent if repo == Path.cwd() else repo, task=file)
+
+
+def _file(path: Path) -> Path:
+    return path / "task.yaml" if path.is_dir() else path
 
 
 def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:

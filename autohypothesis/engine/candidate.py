@@ -316,7 +316,7 @@ def _artifacts(repository: Repository, task: Task, base: str, commit: str) -> di
     theirs, ours = repository.entries(commit), repository.entries(base)
     paths = task.artifacts_in(theirs)
     if not paths:
-        raise ChangeError(f"commit {commit[:12]} has none of {', '.join(task.artifacts)}")
+        raise ChangeError(f"commit {commit[:12]} has none of {task.artifact_words}")
     odd = [path for path in paths if not theirs[path].mode.startswith("100")]
     if odd:
         raise ChangeError(f"{', '.join(odd)} in commit {commit[:12]} is no plain file")
@@ -340,7 +340,7 @@ def _overridden(
     sources = python_sources(repository, task, base)
     if not sources:
         raise ChangeError(
-            f"overrides set constants of Python files, and {', '.join(task.artifacts)} is none",
+            f"overrides set constants of Python files, and {task.artifact_words} is none",
             hint="propose a patch instead",
         )
     chosen: dict[str, dict[str, Setting]] = {}
@@ -536,7 +536,7 @@ def check_candidate(
         rest = f" and {len(outside) - MAX_NAMED} more" if len(outside) > MAX_NAMED else ""
         raise ChangeError(
             f"{', '.join(outside[:MAX_NAMED])}{rest} may not change; the artifacts of"
-            f" task {task.id} are {', '.join(task.artifacts)}",
+            f" task {task.id} are {task.artifact_words}",
             hint="propose a change of those alone",
         )
     odd = [problem for change in changes if (problem := _odd(task, change))]

@@ -124,7 +124,9 @@ def resolved(words: Sequence[str], root: Path) -> tuple[str, ...]:
 
 def _script(task: Task) -> str:
     """Return the one artifact that is a Python file, seen from the folder of the run."""
-    scripts = [path for path in task.artifacts if path.endswith(".py") and "*" not in path]
+    scripts = [
+        path for path in task.artifacts if path.endswith(".py") and not set("*!") & set(path)
+    ]
     if len(scripts) != 1:
         raise TaskError(
             f"task {task.id} has no run.command, and {len(scripts)} of its artifacts are scripts",

@@ -124,11 +124,12 @@ class RunSetup:
         words = scorer_for(task).command(run, root, self.checkout, self.evaluator)
         if words is None:
             return None
+        cwd = self.checkout / task.scoring_cwd
         return ScoreCommand(
             command=self.sandbox.command(
-                words, self.sandbox.scoring(self.checkout, run, self.evaluator), self.cwd
+                words, self.sandbox.scoring(self.checkout, run, self.evaluator), cwd
             ),
-            cwd=str(self.cwd),
+            cwd=str(cwd),
             env=scoring_environment(training, run.scoring_home),
             timeout_s=task.scorer.timeout_seconds,
         )

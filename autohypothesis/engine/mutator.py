@@ -114,7 +114,7 @@ class Mutator:
         try:
             return program.run(
                 resolved(self.task.mutator.command or (), self.repository.root),
-                cwd=checkout,
+                cwd=checkout / self.task.mutator.cwd,
                 environment=sandbox.environment(environment, None),
                 confined=sandbox.mutator(checkout),
                 timeout_s=self.task.mutator.timeout_seconds,
@@ -177,7 +177,10 @@ class Mutator:
             "task_id": self.task.id,
             "iteration_id": self.experiment.experiment_id,
             "seed": self.seed,
-            "artifacts": self.task.artifacts_in(self.repository.entries(base)),
+            "artifacts": [
+                os.path.relpath(path, self.task.mutator.cwd)
+                for path in self.task.artifacts_in(self.repository.entries(base))
+            ],
             "objective": {
                 "metric": objective.metric,
                 "direction": objective.direction,

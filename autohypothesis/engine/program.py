@@ -219,6 +219,8 @@ class Named(NamedTuple):
     role: str
     command: str
     problem: str = ""
+    to_add: tuple[str, ...] = ()
+    """Scripts that are there, and have to be committed."""
 
 
 def programs_of(task: Task, root: Path, tracked: Collection[str]) -> list[Named]:
@@ -227,13 +229,18 @@ def programs_of(task: Task, root: Path, tracked: Collection[str]) -> list[Named]
     They run in a checkout of a commit, so a script has to be one of the `tracked` files.
     """
     named = (
-        ("mutator", task.mutator.command, root),
+        ("mutator", task.mutator.command, root / task.mutator.cwd),
         ("preflight", task.run.preflight, root / task.run.cwd),
         ("run", task.run.command, root / task.run.cwd),
-        ("scorer", task.scorer.command, root / task.run.cwd),
+        ("scorer", task.scorer.command, root / task.scoring_cwd),
     )
     return [
-        Named(role, shlex.join(words), "; ".join(_missing(words, root, cwd, tracked)))
+        Named(
+            role,
+            shlex.join(words),
+            "; ".join(_missing(words, root, cwd, tracked)),
+            tuple(_uncommitted(words, root, cwd, tracked)),
+        )
         for role, words, cwd in named
         if words is not None
     ]
@@ -246,13 +253,25 @@ def _missing(
         resolve(resolved(words, root)[0], cwd)
     except FileNotFoundError as error:
         yield str(error)
-    for word in words[1:]:
-        if not word.endswith(SUFFIXES) or Path(word).is_absolute():
-            continue
+    for word in _scripts(words):
         if not (cwd / word).is_file():
             yield f"there is no script {word!r} in {cwd}"
-        elif os.path.relpath(cwd / word, root) not in tracked:
-            yield f"{word} is not committed, and is missing where it is run: git add {word}"
+    for path in _uncommitted(words, root, cwd, tracked):
+        yield f"{path} is not committed, and is missing where it is run: git add {path}"
+
+
+def _uncommitted(
+    words: Sequence[str], root: Path, cwd: Path, tracked: Collection[str]
+) -> Iterator[str]:
+    """Yield the scripts of a command that are there and in no commit, from the top."""
+    for word in _scripts(words):
+        path = os.path.relpath(cwd / word, root)
+        if (cwd / word).is_file() and path not in tracked:
+            yield path
+
+
+def _scripts(words: Sequence[str]) -> list[str]:
+    return [word for word in words[1:] if word.endswith(SUFFIXES) and not Path(word).is_absolute()]
 
 
 _LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_CERT_DIR")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from autohypothesis.engine.task_spelling import add_published_sections, spellings_of
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Entry
 from autohypothesis.schema import Clock, Direction, Setting, did_you_mean
@@ -93,9 +94,13 @@ class MutatorConfig(TaskSection):
     implementer: a program that makes the edit which a hypothesis describes in `instructions`.
     """
 
+    model_config = ConfigDict(json_schema_extra=spellings_of("mutator"))
+
     type: Literal["command", "overrides", "implementer"] = "overrides"
     command: CommandLine | None = None
     """Edits the artifacts in a checkout of the reference, see docs/tasks.md."""
+    cwd: RepoPath = "."
+    """Where it runs, relative to the repository."""
     timeout_seconds: Seconds = 600.0
 
     @model_validator(mode="after")
@@ -167,8 +172,12 @@ class Parse(TaskSection):
 class ScorerConfig(TaskSection):
     """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
 
+    model_config = ConfigDict(json_schema_extra=spellings_of("scorer"))
+
     type: Literal["log", "command", "model"] = "log"
     command: CommandLine | None = None
+    cwd: RepoPath | None = None
+    """Where `command` runs, relative to the repository. None: where the run does."""
     evaluator: RepoPath | None = None
     """The protected file that scores a model; taken from the commit, by hash."""
     parse: Parse = Parse()
@@ -254,12 +263,14 @@ class Knob(TaskSection):
 class TaskFile(TaskSection):
     """The content of a task.yaml."""
 
+    model_config = ConfigDict(json_schema_extra=add_published_sections)
+
     id: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
     description: str = ""
     root: Literal["task", "repository"] = "task"
     """`artifacts` and `protected` are relative to the task file's folder, or to the top."""
     artifacts: Annotated[tuple[RepoPath, ...], Field(min_length=1)]
-    """The files that may change."""
+    """The files that may change; none that a pattern after `!` matches."""
     protected: tuple[RepoPath, ...] | None = None
     """Files whose content decides whether two experiments can be compared. None: every other
     tracked file. Whatever is listed, nothing but artifacts may ever change."""
@@ -325,12 +336,25 @@ class Task(TaskFile):
             return self.isolation
         return "strict" if self.scorer.type == "model" else "writes"
 
+    @property
+    def scoring_cwd(self) -> str:
+        """Return the folder that a scoring program runs in, relative to the repository."""
+        return self.run.cwd if self.scorer.cwd is None else self.scorer.cwd
+
+    @property
+    def artifact_words(self) -> str:
+        """Return the patterns of the artifacts, for people."""
+        kept = ", ".join(pattern for pattern in self.artifacts if not pattern.startswith("!"))
+        left_out = ", ".join(pattern[1:] for pattern in self.artifacts if pattern.startswith("!"))
+        return f"{kept} without {left_out}" if left_out else kept
+
     def artifacts_in(self, paths: Iterable[str]) -> list[str]:
         return [path for path in paths if self.is_artifact(path)]
 
 
 # ── patterns ────────────────────────────────────────────────────────────────────────────────
-# `*` and `?` stay in one folder, `**` crosses folders, a folder is all that is in it.
+# `*` and `?` stay in one folder, `**` crosses folders, a folder is all that is in it. What a
+# pattern after `!` matches is left out, wherever it stands.
 
 _PARTS = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[]+|\[")
 _WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -338,8 +362,9 @@ _WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 def pattern_problem(pattern: str) -> str | None:
     """Return why `pattern` cannot name files inside the repository; None when it can."""
-    if not pattern or pattern.strip() != pattern:
-        return "is empty, or begins or ends with a blank"
+    pattern = pattern.removeprefix("!")
+    if not pattern or pattern.strip() != pattern or pattern.startswith("!"):
+        return "is empty, or begins or ends with a blank or a second '!'"
     if pattern.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", pattern):
         return "is absolute; write it relative to the repository or the task file"
     if "\\" in pattern or "\0" in pattern or "\n" in pattern:
@@ -351,7 +376,9 @@ def pattern_problem(pattern: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(_regex(pattern) for pattern in patterns) or r"(?!)")
+    some = "|".join(_regex(pattern) for pattern in patterns if not pattern.startswith("!"))
+    none = "|".join(_regex(pattern[1:]) for pattern in patterns if pattern.startswith("!"))
+    return re.compile((f"(?!(?:{none})\\Z)" if none else "") + (f"(?:{some})" if some else r"(?!)"))
 
 
 def _regex(pattern: str) -> str:
@@ -408,6 +435,8 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
     for name in ("include", "git"):  # a task that does without is what it always was
         if not run[name]:
             del run[name]
+    if values["scorer"]["cwd"] is None:
+        del values["scorer"]["cwd"]
     values |= {"artifacts": sorted(task.artifacts), "protected": dict(protected)}
     return canonical_hash(values)
 

@@ -7,9 +7,10 @@ keys and values first by the model, then patterns against the files that the rep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,6 +25,7 @@ from autohypothesis.engine.task import (
     matching,
     pattern_problem,
 )
+from autohypothesis.engine.task_spelling import Location, TaskProblem, respelled
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -32,30 +34,28 @@ from autohypothesis.schema import did_you_mean
 FOREIGN_MIN_DELTA = 0.001
 """bpb; one seed of the published baseline differs from another by 0.0007 to 0.001."""
 MAX_BYTES = 256 * 1024
-Location = tuple[str | int, ...]
 Marks = dict[Location, int]
 """Location of a key or item of the file -> its line, from 1."""
-
-
-class TaskProblem(NamedTuple):
-    location: Location
-    message: str
-
-    def __str__(self) -> str:
-        name = ".".join(map(str, self.location))
-        return f"{name}: {self.message}" if name else self.message
 
 
 class TaskFileError(TaskError):
     """A task file with everything that is wrong in it, in the order of its lines."""
 
     def __init__(
-        self, path: Path, problems: Iterable[TaskProblem], marks: Marks | None = None
+        self,
+        path: Path,
+        problems: Iterable[TaskProblem],
+        marks: Marks | None = None,
     ) -> None:
+        problems = list(problems)
+        new = shlex.join(dict.fromkeys(each.to_add for each in problems if each.to_add))
         lines = sorted((line_of(each.location, marks or {}), str(each)) for each in problems)
         self.lines = [f"{path}:{line}: {words}" for line, words in dict.fromkeys(lines)]
         super().__init__(
-            "\n".join(self.lines), hint="`python orchestrator.py schema task` lists what it may say"
+            "\n".join(self.lines),
+            hint=f"commit the task first: git add {new}; git commit -m 'the task'"
+            if new
+            else "`python orchestrator.py schema task` lists what it may say",
         )
 
 
@@ -65,7 +65,13 @@ def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Tas
     Raises:
         TaskFileError: with every problem in the file, by line.
     """
+    return read_task(path, repository_files, root=root)[0]
+
+
+def read_task(path: Path, repository_files: Iterable[str], *, root: Path) -> tuple[Task, list[str]]:
+    """Return the task in `path`, as `load_task`, and what of its file has no effect, and why."""
     data, marks = _read(path)
+    ours = respelled(data)
     files = list(repository_files)
     try:
         source = path.resolve().relative_to(root.resolve()).as_posix()
@@ -73,19 +79,40 @@ def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Tas
         source = ""  # it lies outside of the repository
     is_inside = source and data.get("root", "task") == "task"
     folder = PurePosixPath(source).parent if is_inside else PurePosixPath()
-    problems = list(_pattern_problems(data, folder, source, files))
+    if ours.from_include and "root" not in data and _only_from_the_top(ours.data, folder, files):
+        ours.notes.append(
+            f"artifacts: nothing matches in {folder}/, so the patterns are read from the top of"
+            " the repository, as with `root: repository`"
+        )
+        folder = PurePosixPath()
+    problems = [*ours.problems, *_pattern_problems(ours.data, folder, source, files, root)]
     try:
-        written = TaskFile.model_validate(data)
+        written = TaskFile.model_validate(ours.data)
     except ValidationError as error:
-        raise TaskFileError(path, [*problems_of(error, TaskFile), *problems], marks) from error
+        problems = [*problems_of(error, TaskFile), *problems]
+        raise TaskFileError(path, map(ours.in_file, problems), marks) from error
     values = {**dict(written), "root": "repository", "source": source}
     for name in ("artifacts", "protected"):
         if values[name] is not None:
             values[name] = tuple(_below(folder, pattern) for pattern in values[name])
     task = Task(**values)
     if problems := [*_missing_names(task, files), *problems]:
-        raise TaskFileError(path, problems, marks)
-    return task
+        raise TaskFileError(path, map(ours.in_file, problems), marks)
+    left_out = (pattern for pattern in task.artifacts if pattern.startswith("!"))
+    for pattern in left_out:
+        if not matching(files, [pattern[1:]]):
+            ours.notes.append(f"artifacts: {pattern[1:]!r}, which is left out, matches no file")
+    return task, ours.notes
+
+
+def _only_from_the_top(
+    data: Mapping[str, Any], folder: PurePosixPath, files: Sequence[str]
+) -> bool:
+    """Return whether the artifacts match files from the top of the repository, and none in the
+    task's folder."""
+    patterns = [pattern for _, pattern in _patterns_in(data, "artifacts")]
+    below = matching(files, [_below(folder, pattern) for pattern in patterns])
+    return not below and bool(matching(files, patterns))
 
 
 def default_task(repository: Repository) -> Task:
@@ -137,19 +164,31 @@ def foreign_task() -> Task:
 
 
 def _below(folder: PurePosixPath, pattern: str) -> str:
-    return (folder / pattern.removeprefix("./")).as_posix()
+    without = "!" if pattern.startswith("!") else ""
+    return without + (folder / pattern.removeprefix("!").removeprefix("./")).as_posix()
 
 
 def _pattern_problems(
-    data: Mapping[str, Any], folder: PurePosixPath, source: str, files: list[str]
+    data: Mapping[str, Any], folder: PurePosixPath, source: str, files: list[str], root: Path
 ) -> Iterator[TaskProblem]:
     """Check `artifacts` and `protected`, also when other sections are wrong."""
     protected = [_below(folder, pattern) for _, pattern in _patterns_in(data, "protected")]
     for name in ("artifacts", "protected"):
+        patterns = [_below(folder, pattern) for _, pattern in _patterns_in(data, name)]
+        left_out = [pattern for pattern in patterns if pattern.startswith("!")]
+        if matching(files, set(patterns) - set(left_out)) and not matching(files, patterns):
+            yield TaskProblem((name,), f"no file is left after {', '.join(left_out)}")
         for index, pattern in _patterns_in(data, name):
-            location, matched = (name, index), matching(files, [_below(folder, pattern)])
-            overlap = matching(matched, protected) if name == "artifacts" else []
-            if not matched:
+            if pattern.startswith("!"):
+                continue
+            path = _below(folder, pattern)
+            location, matched = (name, index), matching(files, [path])
+            changed = matching(matched, [*patterns])
+            overlap = matching(changed, protected) if name == "artifacts" else []
+            if not matched and (root / path).exists():
+                words = f"{pattern!r} is in no commit, and a run has the files of one"
+                yield TaskProblem(location, words, to_add=path)
+            elif not matched:
                 prefix = "" if folder == PurePosixPath() else f"{folder}/"
                 names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
                 words = f"{pattern!r} matches no file{did_you_mean(pattern, names)}"
@@ -171,16 +210,21 @@ def _patterns_in(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, str]
 
 
 def _missing_names(task: Task, files: list[str]) -> Iterator[TaskProblem]:
-    evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
+    evaluator = task.scorer.evaluator
     if evaluator is not None and evaluator not in files:
         words = f"{evaluator!r} is no tracked file{did_you_mean(evaluator, files)}"
         yield TaskProblem(("scorer", "evaluator"), words)
     elif evaluator is not None and task.is_artifact(evaluator):
         words = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
         yield TaskProblem(("scorer", "evaluator"), words)
-    folders = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents})
-    if cwd not in folders:
-        yield TaskProblem(("run", "cwd"), f"{cwd!r} is no folder{did_you_mean(cwd, folders)}")
+    parents = (parent for name in files for parent in PurePosixPath(name).parents)
+    folders = sorted({".", *map(str, parents)})
+    for section, cwd in (
+        ("run", task.run.cwd), ("mutator", task.mutator.cwd), ("scorer", task.scorer.cwd or "."),
+    ):  # fmt: skip
+        if cwd.rstrip("/") not in folders:
+            words = f"{cwd!r} is no folder{did_you_mean(cwd, folders)}"
+            yield TaskProblem((section, "cwd"), words)
 
 
 class _Loader(yaml.SafeLoader):

@@ -398,7 +398,7 @@ def find_importable_additions(task: Task, checkout: Path, before: CheckoutBaseli
         return []
     files = before.stamps()
     folders = {PurePosixPath(path).parent for path in files if path.endswith(".py")}
-    folders.add(PurePosixPath(os.path.normpath(task.run.cwd)))
+    folders.add(PurePosixPath(os.path.normpath(task.scoring_cwd)))
     known = {*files, *(str(parent) for path in files for parent in PurePosixPath(path).parents)}
     return _at_most(
         [

@@ -165,7 +165,7 @@ def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Projec
         if not project.task.artifacts_in(project.repository.entries(commit)):
             raise FleetError(
                 f"commit {commit[:12]}, which {project.active()} begins at, has no"
-                f" {', '.join(project.task.artifacts)}",
+                f" {project.task.artifact_words}",
                 hint="commit it, and begin another search:"
                 " python orchestrator.py run-loop --tag NAME",
             )

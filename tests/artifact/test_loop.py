@@ -236,6 +236,49 @@ def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -
     assert bad.returncode == 1 and "there is no script 'tasks/letters/mutate.py'" in bad.stdout
 
 
+def test_a_published_task_file_runs_in_its_folders_and_check_shows_how_it_was_read(
+    letters: Letters,
+) -> None:
+    text = (letters.folder / "task.yaml").read_text()
+    for old, new in (
+        ("[text.txt]", "{include: ['*.txt'], exclude: [keep.txt]}"),
+        ("tasks/letters/mutate.py], timeout_seconds", "mutate.py], cwd: tasks/letters, timeout"),
+        ("run: {device: cpu}", "runner: {command: [python, -c, pass], cwd: tasks, timeout: 9}"),
+        ("timeout_seconds: 20", "timeout: 20"),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new, 1)
+    mutate = MUTATE.replace('"tasks/letters/text.txt"', '"text.txt"')
+    (letters.folder / "keep.txt").write_text("k\n")
+    (letters.folder / "mutate.py").write_text(mutate)
+    (letters.folder / "task.yaml").write_text(text + "constraints: []\nlogging: {to: x}\n")
+    letters.commit("the published spelling")
+    report = json.loads(letters("task", "check", "tasks/letters", "--json").stdout)
+    assert report["artifacts"] == ["tasks/letters/text.txt"]
+    assert report["folders"] == {"mutator": "tasks/letters", "run": "tasks", "scorer": "."}
+    assert report["limits"]["run_seconds"] == 9 and report["limits"]["mutator_seconds"] == 20
+    shown = letters("task", "check", "tasks/letters").stdout
+    assert "mutate.py (in tasks/letters/)" in shown and "logging has no effect" in shown
+    ran = letters.run("--seed", "0")
+    assert ran.code == 0 and len(ran.only["changed_files"]) == 1, ran.said
+    assert "logging has no effect" in ran.said
+
+
+def test_a_task_that_is_not_committed_says_to_commit_it_first(letters: Letters) -> None:
+    run_git(letters.root, "rm", "-q", "--cached", "tasks/letters/mutate.py")
+    letters.edit_task(", mutate.py]", "]", commit=False)
+    run_git(letters.root, "commit", "-qm", "without")
+    for staged in (False, True):
+        if staged:
+            run_git(letters.root, "add", "-A")
+        answer = letters("task", "run", "tasks/letters")
+        assert answer.returncode == 1
+        assert "commit the task first: git add tasks/letters/mutate.py" in answer.stderr
+    run_git(letters.root, "rm", "-q", "--cached", "tasks/letters/text.txt")
+    answer = letters("task", "run", "tasks/letters")
+    assert "artifacts.0: 'text.txt' is in no commit" in answer.stderr
+
+
 def test_the_published_wrapper_runs_one_iteration(letters: Letters, tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "run_task.py"), "--task", "tasks/letters/task.yaml",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autohypothesis.engine.task import Task, matches, pattern_problem
-from autohypothesis.engine.task_file import MAX_BYTES, TaskFileError, default_task, load_task
+from autohypothesis.engine.task_file import (
+    MAX_BYTES,
+    TaskFileError,
+    default_task,
+    load_task,
+    read_task,
+)
+from autohypothesis.engine.task_spelling import RENAMED, respelled
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 
@@ -222,6 +233,7 @@ def test_a_repository_with_nothing_to_train_says_what_to_write(
         ("a+b(1).md", ["a+b(1).md"], []),
         ("a[", ["a["], []),
         ("prömpt.md", ["prömpt.md"], []),
+        ("!a", [], ["a", "b"]),
     ],
 )
 def test_a_pattern_names_what_people_think(
@@ -230,7 +242,126 @@ def test_a_pattern_names_what_people_think(
     assert [path for path in (*named, *others) if matches(path, [pattern])] == named
 
 
+def test_what_follows_an_exclamation_mark_is_left_out_wherever_it_stands() -> None:
+    for patterns in (["!a/x", "a", "b"], ["a", "b", "!a/x"]):
+        paths = ["a/x", "a/x/y", "a/z", "b", "c"]
+        assert [path for path in paths if matches(path, patterns)] == ["a/z", "b"]
+
+
 def test_a_pattern_stays_inside() -> None:
-    outside = ["", " a", "/a", "~/a", "a\\b", "../a", "a/../b", "a\nb", "c:/x"]
+    outside = ["", " a", "!!a", "!", "!/a", "/a", "~/a", "a\\b", "../a", "a/../b", "a\nb", "c:/x"]
     inside = ["a..b", "...", ".hidden", "a b/ü.md", "a/b"]
     assert [one for one in (*outside, *inside) if pattern_problem(one)] == outside
+
+
+# ── the published spelling ──────────────────────────────────────────────────────────────────
+
+PUBLISHED = """id: one
+artifacts:
+  include: ["prompts/*.md"]
+  exclude: [prompts/b.md, "*.bak"]
+mutator: {type: command, command: python m.py, cwd: lib, timeout: 30}
+runner:
+  command: python -m run
+  cwd: lib/x
+  timeout: 60
+scorer: {type: command, command: [python, s.py], timeout: 20}
+constraints: []
+logging: {path: work/results.jsonl}
+"""
+
+
+def test_a_published_task_file_means_the_same_as_ours(load: Load) -> None:
+    ours = load(
+        "id: one\nartifacts: ['prompts/*.md', '!prompts/b.md', '!*.bak']\n"
+        "mutator: {type: command, command: [python, m.py], cwd: lib, timeout_seconds: 30}\n"
+        "run: {command: [python, -m, run], cwd: lib/x, deadline_seconds: 60}\n"
+        "scorer: {type: command, command: [python, s.py], cwd: ., timeout_seconds: 20}\n"
+    )
+    published = load(PUBLISHED)
+    assert published == ours
+    assert published.artifacts_in(FILES) == ["prompts/a.md"]
+    assert published.is_protected("prompts/b.md")
+
+
+def test_a_published_key_without_effect_is_named_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(PUBLISHED.replace("[]", "[keep it short]"), encoding="utf-8")
+    _, notes = read_task(path, [*FILES, "task.yaml"], root=tmp_path)
+    assert [note.split(":")[0] for note in notes] == [
+        "constraint 'keep it short' has no effect", "logging has no effect", "artifacts",
+    ]  # fmt: skip
+    assert "'*.bak', which is left out, matches no file" in notes[-1]
+
+
+def test_published_patterns_are_read_from_the_top_when_the_task_folder_has_none(load: Load) -> None:
+    task = load("id: a\nartifacts: {include: ['prompts/*']}\n", "tasks/a/task.yaml")
+    assert task.artifacts_in(FILES) == ["prompts/a.md", "prompts/b.md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("run: {command: a}\nrunner: {command: b}", 4, "another name of `run.command`"),
+        ("runner: {timeout: 1, timeout_seconds: 2}", 3, "another name of `run.deadline_seconds`"),
+        ("mutator:\n  timeout: 3\n  timeout_seconds: 2", 4, "of `mutator.timeout_seconds`"),
+        ("runner:\n  timeout: -1", 4, "runner.timeout: input should be greater than 0"),
+        ("runner:\n  cwd: promts", 4, "runner.cwd: 'promts' is no folder"),
+        ("runner: {comand: a}", 3, "runner.comand: unknown key (did you mean 'command'?)"),
+        ("constraints: [{max: 3}]", 3, "is not {metric: NAME, hard: LIMIT}"),
+        ("constraints:\n  - {metric: a, hard: x}", 4, "constraints.0.hard"),
+    ],
+)
+def test_a_mistake_in_a_published_key_is_named_as_it_was_written(
+    load: Load, text: str, line: int, said: str
+) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        load(GOOD + text + "\n")
+    assert any(f"task.yaml:{line}: " in one and said in one for one in caught.value.lines), (
+        caught.value.lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "said"),
+    [
+        ("{exclude: [train.py]}", "artifacts.include: is missing"),
+        ("{include: [train.py], exclud: []}", "artifacts.exclud: unknown key"),
+        ("{include: [trian.py]}", "artifacts.include.0: 'trian.py' matches no file"),
+        ("{include: [train.py], exclude: [/etc]}", "artifacts.exclude.0: '!/etc' is absolute"),
+        ("{include: [train.py], exclude: ['**']}", "no file is left after !**"),
+    ],
+)
+def test_wrong_artifacts_of_the_published_form_are_named(
+    load: Load, artifacts: str, said: str
+) -> None:
+    with pytest.raises(TaskFileError, match=re.escape(said)):
+        load(f"id: one\nartifacts: {artifacts}\n")
+
+
+@given(
+    runner=st.dictionaries(
+        st.sampled_from(["command", "cwd", "timeout", "timeout_seconds", "env", "odd"]),
+        st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=3))),
+    ),
+    artifacts=st.one_of(
+        st.lists(st.text(max_size=5)),
+        st.dictionaries(st.sampled_from(["include", "exclude"]), st.lists(st.text(max_size=5))),
+    ),
+    constraints=st.lists(st.one_of(st.text(max_size=3), st.dictionaries(st.text(), st.integers()))),
+)
+def test_every_key_of_a_published_file_arrives_is_noted_or_is_refused(
+    runner: dict[str, Any], artifacts: Any, constraints: list[Any]
+) -> None:
+    ours = respelled(
+        {"id": "a", "runner": runner, "artifacts": artifacts, "constraints": constraints}
+    )
+    assert "runner" not in ours.data
+    refused = {problem.location for problem in ours.problems}
+    for key, value in runner.items():
+        name = RENAMED["runner"].get(key, ("run", key))[1]
+        assert ours.data["run"][name] == value or ("runner", key) in refused
+    written = len(artifacts) if isinstance(artifacts, list) else sum(map(len, artifacts.values()))
+    assert len(ours.data["artifacts"]) == written or ("artifacts", "include") in refused
+    told = len(ours.notes) + len([one for one in refused if one[0] == "constraints"])
+    assert len(ours.data["constraints"]) + told == len(constraints)

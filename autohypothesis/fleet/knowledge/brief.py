@@ -181,7 +181,7 @@ def _constraints(task: Task, steering: Steering) -> list[str]:
             texts.append(f"{name} over {limit.hard:g} is a discard")
         if limit.soft is not None:
             texts.append(f"{name} over {limit.soft:g} is noted")
-    texts.append(f"only {', '.join(task.artifacts)} may change")
+    texts.append(f"only {task.artifact_words} may change")
     texts.append(f"a change has at most {limits.max_files} files and {limits.max_lines} lines")
     texts.append("one idea in a hypothesis: config_overrides, or patch, or instructions")
     return _lines(texts)
