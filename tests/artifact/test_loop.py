@@ -272,7 +272,7 @@ def test_a_task_that_is_not_committed_says_to_commit_it_first(letters: Letters) 
         if staged:
             run_git(letters.root, "add", "-A")
         answer = letters("task", "run", "tasks/letters")
-        assert answer.returncode == 1
+        assert answer.returncode == 2
         assert "commit the task first: git add tasks/letters/mutate.py" in answer.stderr
     run_git(letters.root, "rm", "-q", "--cached", "tasks/letters/text.txt")
     answer = letters("task", "run", "tasks/letters")
