@@ -445,6 +445,10 @@ class ExitRecord(Tolerant):
     score: dict[str, Any] | None = None
     metrics: dict[str, Any] = {}
     summaries_seen: int = 0
+    """How often the metric was printed, in its strongest form."""
+    metric_values: list[float | None] = []
+    """Different values of the metric that were printed, the last one last; null for what is no
+    plausible number."""
     samples: list[list[float | None]] = []
     """Up to 200 rows of [share of the budget, loss, bpb, tokens per second]."""
     strays_killed: list[int] | int = 0

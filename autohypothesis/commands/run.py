@@ -195,6 +195,7 @@ def _field(value: float | None, digits: int) -> str:
 def _after(project: Project, finished: Outcome, decide: bool) -> None:
     """Write the ledger, decide where that was asked for, and exit with the published code."""
     from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.scoring import metric_advice
 
     result, identity = finished.result, finished.experiment_id
     try:
@@ -205,6 +206,9 @@ def _after(project: Project, finished: Outcome, decide: bool) -> None:
     project.repository.pack_when_due()
     if result.failure_kind is not None:
         remark(f"{result.failure_kind}: {result.failure_detail}", style="red")
+        if result.failure_kind == "no_metric":
+            for line in metric_advice(project.layout.run(identity)):
+                remark(line)
         raise typer.Exit(EXIT_DEADLINE if result.failure_kind == "timeout" else EXIT_CRASH)
     if not decide:
         remark(f"decide it: python orchestrator.py decide {identity}")

@@ -2,32 +2,35 @@
 
 A training may print a gigabyte. The log keeps the first and the last part; what is read from it is
 taken from the stream. Numbers come from code under test, so only finite, plausible ones become
-numbers, and only the last complete block counts.
+numbers, and what one line holds is for `metric_lines` to say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-MAX_LINE = 4096  # characters of one line that are looked at
-_MAX_NUMBER = 40  # characters of a number; longer ones are nonsense and slow to convert
+from autohypothesis.engine.metric_lines import (
+    MAX_LINE,
+    MetricValues,
+    lines_of,
+    occurrences,
+    pairs_in,
+    parse_number,
+    published_pair,
+)
+
 _MAX_TEXT = 200  # characters of a value that is a word
-_ABSURD = 1e18
 _MAX_KEYS = 200
 
-_NUMBER = r"[-+]?[\d,]*\.?\d+(?:[eE][-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _STEP = re.compile(r"\s*step\s+(\d{1,12})\b(?:[^|]*?\(\s*([\d.]{1,12})\s*%\s*\))?")
 _FIELD = re.compile(r"\s*([A-Za-z][\w /]{0,40}?)\s*:\s*([^|]{0,60}?)\s*(?:\||$)")
-_PAIR = re.compile(r"([A-Za-z_]\w{0,63}):[ \t]*(\S.*)")
 _NUMERIC = re.compile(r"[-+]*(?:[\d.]|nan|inf)", re.IGNORECASE)
-_UNITS = re.compile(rf"({_NUMBER})\s*(?:ms|s|%|tok/s)?$", re.IGNORECASE)
 
 
 class Progress(NamedTuple):
@@ -41,20 +44,17 @@ class Progress(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The last complete block of `name: value` lines, and how many blocks there were."""
+    """What the end of a log says, with the values that the whole of it holds.
+
+    Attributes:
+        metrics: of the last complete block that has the metric.
+        blocks: how often the metric was printed in its strongest form.
+        values: its different values, the last one last; None for what is no plausible number.
+    """
 
     metrics: dict[str, float | str]
     blocks: int
-
-
-def parse_number(text: str) -> float | None:
-    """Return a finite number under 1e18, commas and a unit allowed; None for anything else."""
-    text = text.strip()
-    match = _UNITS.fullmatch(text) if len(text) <= _MAX_NUMBER else None
-    if match is None:
-        return None
-    value = float(match[1].replace(",", ""))
-    return value if math.isfinite(value) and abs(value) < _ABSURD else None
+    values: list[float | None]
 
 
 def parse_progress(line: str) -> Progress | None:
@@ -83,43 +83,66 @@ def parse_progress(line: str) -> Progress | None:
 
 
 def parse_summary(text: str, metric: str = "val_bpb") -> Summary:
-    """Return the last complete block in `text`, and the number of blocks.
+    """Return the last complete block in `text`, and the values of `metric` in all of it.
 
-    A block is a run of `name: value` lines that contains `metric`, after `---` or bare. The last
-    line counts only if it ends: a number that was cut off is another number. A value that is no
-    plausible number stays text, or is left out if it looks like one (NaN, 1e999, 5,000 digits).
+    A block is a run of `name: value` lines that contains `metric`, after `---` or bare; without
+    one, what stands beside the last place where the metric is named. The last line counts only if
+    it ends: a number that was cut off is another number. A value that is no plausible number stays
+    text, or is left out if it looks like one (NaN, 1e999, 5,000 digits).
     """
-    blocks = [block for block in _blocks(text) if metric in block]
+    lines, found = lines_of(text), MetricValues(metric)
+    for line in lines:
+        found.take(line)
+    blocks = [block for block in _blocks(lines) if metric in block]
     metrics: dict[str, float | str] = {}
-    for name, word in blocks[-1].items() if blocks else ():
+    for name, word in (blocks[-1] if blocks else _beside(lines, metric)).items():
         number = parse_number(word)
         if number is not None:
             metrics[name] = number
         elif not _NUMERIC.match(word):
             metrics[name] = word
-    return Summary(metrics, len(blocks))
+    if found.values and found.values[-1] is not None:
+        metrics[metric] = found.values[-1]
+    return Summary(metrics, found.count, found.values)
 
 
 def printed_nonsense(text: str, metric: str = "val_bpb") -> str | None:
     """Return the last printed value of `metric`, if it is no plausible number; else None."""
-    found = [block[metric] for block in _blocks(text) if metric in block]
-    return found[-1] if found and parse_number(found[-1]) is None else None
+    found = MetricValues(metric)
+    for line in lines_of(text):
+        found.take(line)
+    return list(found.texts.values())[-1] if found.values[-1:] == [None] else None
 
 
-def _blocks(text: str) -> Iterator[dict[str, str]]:
-    """Yield runs of pairs, in order. A repeated name or a `---` begins the next."""
+def _blocks(lines: list[str]) -> Iterator[dict[str, str]]:
+    """Yield runs of `name: text` lines, in order. A repeated name or a `---` begins the next."""
     block: dict[str, str] = {}
-    for line in re.split(r"[\r\n]", text)[:-1]:  # what follows the last line end is no line yet
-        line = line[:MAX_LINE].rstrip()
-        if not line:
-            continue
-        pair = _PAIR.match(line)
-        if pair is None or pair[1] in block:
+    for line in filter(None, lines):
+        pair = published_pair(line)
+        if pair is None or pair[0] in block:
             yield block
             block = {}
         if pair is not None and len(block) < _MAX_KEYS:
-            block[pair[1]] = pair[2][:_MAX_TEXT]
+            block[pair[0]] = pair[1][:_MAX_TEXT]
     yield block
+
+
+def _beside(lines: list[str], metric: str) -> dict[str, str]:
+    """Return what is printed with the last mention of `metric`: in its line, or in lines around
+    it, where each of them holds one figure."""
+    at = next((i for i in range(len(lines) - 1, -1, -1) if occurrences(lines[i], metric)), None)
+    if at is None:
+        return {}
+    block = dict(pairs_in(lines[at]))
+    for step in (-1, 1) if len(block) == 1 else ():
+        number = at + step
+        while 0 <= number < len(lines) and len(block) < _MAX_KEYS:
+            pairs = pairs_in(lines[number])
+            if len(pairs) != 1 or pairs[0][0] in block:
+                break
+            block |= pairs
+            number += step
+    return block
 
 
 MAX_SAMPLES = 200
@@ -219,15 +242,15 @@ def read_tail(path: str, limit: int = 65536) -> str:
 
 
 class StreamReader:
-    """Reads a stream while it passes: the last progress, a curve, how many summaries.
+    """Reads a stream while it passes: the last progress, a curve, the values of the metric.
 
     Both kinds of line end count. Of a large chunk only the last progress lines are parsed.
     """
 
     def __init__(self, metric: str) -> None:
         self.progress: Progress | None = None
-        self.summaries = 0
-        self._line_start = f"\n{metric}:".encode()
+        self.found = MetricValues(metric)
+        self._hint = self.found.hint.encode()
         self._carry = b""
         self._samples: dict[int, tuple[float, float | None, float | None, float | None]] = {}
 
@@ -239,7 +262,9 @@ class StreamReader:
         self._carry = rest[:_CARRY]
         if not whole:
             return
-        self.summaries += whole.count(self._line_start) + whole.startswith(self._line_start[1:])
+        if self._hint in whole.lower():
+            for text in lines_of(whole.decode(errors="replace")):
+                self.found.take(text)
         if b"step " in whole:
             window = whole[-_LINES_PER_CHUNK * 256 :]
             if len(window) < len(whole):

@@ -31,13 +31,13 @@ from autohypothesis.engine.experiment import (
     metadata_of,
     plan_page,
 )
-from autohypothesis.engine.failures import classify
+from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.mutator import Mutator, record_refusal
 from autohypothesis.engine.project import Project, is_running, run_ids
-from autohypothesis.engine.scoring import TAIL_BYTES
+from autohypothesis.engine.scoring import TAIL_BYTES, contradiction
 from autohypothesis.engine.task import BY_HAND
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
@@ -57,7 +57,7 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.outputs import BY_HAND_WORKER, worktree_obstacle
-from autohypothesis.schema import Decision, Metadata, Metrics, Result, finite
+from autohypothesis.schema import Decision, Metadata, Metrics, Result
 from autohypothesis.system import host_name
 
 POLL_S = 0.2
@@ -500,12 +500,15 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> Outco
 
 
 def result_of_log(spec: RunSpec, text: str) -> Result:
-    """Return what the log says: completed with a finite metric, else failed as it shows."""
-    metric = spec.task.objective.metric
+    """Return what the log says: completed with one finite metric, else failed as it shows."""
+    metric, take = spec.task.objective.metric, spec.task.scorer.parse.take
     summary = parse_summary(text + "\n", metric)
-    value = finite(summary.metrics.get(metric))
-    ended = {"status": "exited", "exit_code": 0 if value is not None else 1}
-    failure = classify(ended, text[-TAIL_BYTES:], value, metric_name=metric)
+    value = summary.values[-1] if summary.values else None
+    if len(summary.values) > 1 and take == "only":
+        failure: Failure | None = Failure("invalid", contradiction(metric, summary.values))
+    else:
+        ended = {"status": "exited", "exit_code": 0 if value is not None else 1}
+        failure = classify(ended, text[-TAIL_BYTES:], value, metric_name=metric)
     evidence = {"summaries_seen": summary.blocks}
     metrics = Metrics.model_validate(summary.metrics)
     return result_of(spec, value, failure, text[-TAIL_BYTES:], evidence, metrics)

@@ -8,20 +8,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from autohypothesis.engine.environment import resolved
+from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.failures import classify, infra_reason
 from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
-from autohypothesis.engine.shim import SCORING_TIMED_OUT
+from autohypothesis.engine.metric_lines import find_metrics, is_likely_objective
+from autohypothesis.engine.shim import FOREIGN_DEADLINE_S, SCORING_TIMED_OUT
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_bytes
+from autohypothesis.records.files import load_or_none, read_bytes
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import ExitRecord, FailureKind, finite
 
@@ -32,6 +35,10 @@ EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite"
 """Failures behind the evaluator's own refusals; any other is caused by the candidate's code."""
 
 TAIL_BYTES = 4_096
+LISTED_BYTES = 1 << 20
+"""Bytes at the end of a log in which other metrics are looked for."""
+NAMED = 6
+"""Other metrics that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +85,72 @@ def scorer_for(task: Task) -> Scorer:
 
 @dataclass(frozen=True, slots=True)
 class LogScorer(Scorer):
-    """Reads the training's own words; two different summaries contradict each other."""
+    """Reads the training's own words. Two different values contradict each other, unless the task
+    takes the last one."""
 
     task: Task
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
-        metric, log = self.task.objective.metric, self.task.run.log
+        metric, log, parse = self.task.objective.metric, self.task.run.log, self.task.scorer.parse
         metrics: Mapping[str, Any] = record.metrics
-        seen = record.summaries_seen
+        # An exit.json of an earlier version holds the last value only.
+        values, seen = (
+            [*record.metric_values] or [finite(metrics.get(metric))],
+            record.summaries_seen,
+        )
         if log is not None and checkout is not None:
             summary = parse_summary(_text(checkout / log), metric)
-            metrics, seen = summary.metrics, summary.blocks
-        if pattern := self.task.scorer.parse.pattern:
-            numbers = _matches(_text(run.log), pattern)
-            metrics, seen = {metric: numbers[-1] if numbers else None}, len(numbers)
-        value, evidence = finite(metrics.get(metric)), {"summaries_seen": seen}
-        if seen > 1:
-            problem = f"the log holds {seen} values of {metric}; one run has one"
+            metrics, seen, values = summary.metrics, summary.blocks, summary.values
+        if parse.pattern is not None:
+            numbers = [finite(number) for number in _matches(_text(run.log), parse.pattern)]
+            seen, values = len(numbers), list(dict.fromkeys(reversed(numbers)))[::-1]
+        evidence = {"summaries_seen": seen}
+        if len(values) > 1 and parse.take == "only":
+            problem = contradiction(metric, values)
             return Score(None, metrics, evidence=evidence, problem=problem, kind="invalid")
+        value = values[-1] if values else None
         if value is None:
-            problem = f"the log holds no finite {metric}"
+            text = read_tail(str(checkout / log if log and checkout else run.log), LISTED_BYTES)
+            problem = f"the log holds no finite {metric}{_instead(text)}"
             return Score(None, metrics, evidence=evidence, problem=problem, kind="no_metric")
-        return Score(value, metrics, evidence=evidence)
+        return Score(value, {**metrics, metric: value}, evidence=evidence)
+
+
+def contradiction(metric: str, values: Sequence[float | None]) -> str:
+    """Return what is wrong with a log that holds these different values of its metric."""
+    printed = ", ".join("none" if value is None else f"{value:g}" for value in values)
+    return (
+        f"the log holds {len(values)} different values of {metric} ({printed}); one run has one:"
+        " print it once, or have the task take the last with `scorer: {parse: {take: last}}`"
+    )
+
+
+def _instead(text: str) -> str:
+    """Return which other metrics a log holds, in words for the end of a message."""
+    listed = [f"{metric.name} {metric.values[-1]:g}" for metric in find_metrics(text)[:NAMED]]
+    return f"; it has {', '.join(listed)}" if listed else ""
+
+
+def metric_advice(run: RunPaths) -> list[str]:
+    """Return the lines of a task.yaml that takes the likeliest objective of a run's log, and a line
+    before them; nothing where the log holds none, or a program scores."""
+    spec = load_or_none(RunSpec, run.run_spec)
+    if spec is None or spec.task.scorer.type != "log":
+        return []
+    metrics = find_metrics(read_tail(str(run.log), LISTED_BYTES))
+    metric = next(filter(is_likely_objective, metrics), None)
+    if metric is None:
+        return []
+    take = ", parse: {take: last}" if len(metric.values) > 1 else ""
+    name = json.dumps(metric.name, ensure_ascii=False)
+    return [
+        f"if {metric.name} is what counts, this task.yaml takes it:",
+        f"id: {spec.task.id}",
+        f"artifacts: {json.dumps(spec.task.artifacts)}",
+        f"run: {{deadline_seconds: {spec.task.run.deadline_seconds or FOREIGN_DEADLINE_S:g}}}",
+        f"scorer: {{type: log{take}}}",
+        f"objective: {{metric: {name}, direction: {metric.direction}}}",
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +176,7 @@ class CommandScorer:
             problem = f"the scorer failed: {error or 'it did not run'}"
             return Score(None, problem=problem, kind=kind)
         scores = self._printed(_text(run.score_log))
+        scores = scores[-1:] if parse.take == "last" else scores
         if len(scores) > 1:
             problem = f"the scorer printed {len(scores)} scores; one run has one"
             return Score(None, problem=problem, kind="invalid")

@@ -154,6 +154,9 @@ class Parse(TaskSection):
     metrics_field: str = "metrics"
     pattern: str | None = None
     """The expression of `regex`: its first group, or the group `score`, is the number."""
+    take: Literal["only", "last"] = "only"
+    """only: two different values in one run are none. last: the last value is the score, for a
+    script that prints one each epoch."""
 
     @model_validator(mode="after")
     def _pattern_compiles(self) -> Parse:
@@ -437,6 +440,8 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
             del run[name]
     if values["scorer"]["cwd"] is None:
         del values["scorer"]["cwd"]
+    if values["scorer"]["parse"]["take"] == "only":  # likewise
+        del values["scorer"]["parse"]["take"]
     values |= {"artifacts": sorted(task.artifacts), "protected": dict(protected)}
     return canonical_hash(values)
 

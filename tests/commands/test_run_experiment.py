@@ -70,6 +70,34 @@ def test_a_failure_has_its_kind_its_reason_and_never_a_number(
         assert "data.txt" in answer.stderr
 
 
+def test_a_log_without_the_metric_names_those_it_has_and_the_task_file_that_takes_one(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    lines = [f"step {n}: train loss {2 - n / 10}, val loss {3 - n / 10}" for n in (1, 2)]
+    (foreign / "train.py").write_text("".join(f"print({line!r})\n" for line in lines))
+    git(foreign, "commit", "-qam", "prints its losses at each evaluation")
+    answer = cli("run-experiment")
+    assert answer.returncode == 1
+    said, advice, *task = answer.stderr.rstrip("\n").splitlines()[-7:]
+    assert said == "no_metric: the log holds no finite val_bpb; it has val_loss 2.8, train_loss" + (
+        " 1.8, step 2"
+    )
+    assert advice.endswith("this task.yaml takes it:") and len(task) == 5
+    (foreign / "task.yaml").write_text("\n".join(task))
+    answer = cli("run-experiment")
+    assert answer.stdout.startswith("2.800000\t"), answer.stderr
+    (foreign / "task.yaml").write_text("\n".join(task).replace(", parse: {take: last}", ""))
+    answer = cli("run-experiment")
+    assert "2 different values of val_loss (2.9, 2.8)" in answer.stderr
+    assert answer.returncode == 1 and "take: last" in answer.stderr
+
+
+def test_two_ranks_that_print_one_value_have_one_value(cli: Cli, foreign: Path, git: Git) -> None:
+    (foreign / "train.py").write_text('print("INFO:root:val_bpb: 1.5\\n" * 2)\n')
+    git(foreign, "commit", "-qam", "two ranks")
+    assert cli("run-experiment").stdout.startswith("1.500000\t")
+
+
 def test_a_training_past_its_deadline_exits_two(cli: Cli, foreign: Path, tmp_path: Path) -> None:
     task = tmp_path / "task.yaml"
     task.write_text(

@@ -23,6 +23,7 @@ from autohypothesis.engine.logs import (
     parse_summary,
     read_tail,
 )
+from autohypothesis.engine.metric_lines import _alike, find_metrics, is_likely_objective
 from tests.shim.conftest import Start
 
 
@@ -135,7 +136,7 @@ def test_the_stream_reader_does_not_care_how_the_stream_is_cut() -> None:
             reader.feed(rest[:size])
             rest = rest[size:]
         reader.finish()
-        assert reader.summaries == 2
+        assert (reader.found.count, reader.found.values) == (2, [1.0, 2.0])
         assert reader.progress is not None and reader.progress.step == 1000
         assert 100 < len(reader.samples()) <= 201
         assert reader.samples()[-1] == [1.0, 10.0, None, 5.0]
@@ -211,7 +212,9 @@ SUMMARY = "---\nval_bpb:          0.997900\npeak_vram_mb:     45060.2\ndepth:   
         ("val_bpb: 0.99\n", 0.99, 1),
         ("loss 3\r\nval_bpb: 0.99\r\ndepth: 8\r\n", 0.99, 1),
         ("step 1\rval_bpb: 0.99\r", 0.99, 1),
-        ("the val_bpb: 0.99\n", None, 0),
+        ("the val_bpb: 0.99\n", 0.99, 1),
+        (SUMMARY + "the val_bpb: 0.5\n", 0.9979, 1),  # a line of its own outranks a mention
+        (SUMMARY + SUMMARY, 0.9979, 2),  # as two ranks print it
         ("my_val_bpb: 0.99\n", None, 0),
         ("val_bpb: nan\n", None, 1),
         ("val_bpb: " + "9" * 30 + "\n", None, 1),
@@ -222,6 +225,81 @@ SUMMARY = "---\nval_bpb:          0.997900\npeak_vram_mb:     45060.2\ndepth:   
 def test_which_number_counts(text: str, value: float | None, blocks: int) -> None:
     found = parse_summary(text)
     assert (found.metrics.get("val_bpb"), found.blocks) == (value, blocks)
+
+
+# What stands for the name and the value in lines as loggers, bars and tables print them.
+WAYS = (
+    "{n}: {v}", "{n}={v}", "{n} = {v}", "{n}:{v}", "{n} -> {v}", "{n}\t{v}", "{n} {v}.",
+    "{n} is {v}", '{{"{n}": {v}}}', '{{"{n}": "{v}"}}', "{{'{n}': {v}, 'epoch': 1.0}}",
+    '  "{n}": {v},', "INFO:root:{n}: {v}", "2026-01-02 12:00:00,123 - root - INFO - {n}: {v}",
+    "[rank0]: {n}: {v}", "Final {n}: {v}", "wandb:        {n} {v}", "Epoch 3: loss=2.5 {n}={v}",
+    "step 9 | {n}: {v} | x: 3", "100%|###| 9/9 [00:01<00:00, 9.8it/s, loss=2.5, {n}={v}]",
+    "{n}.......: {v}", "{n} (bits): {v}", "| {n} | {v} |",
+    "│        {n}        │      {v}      │", "**{n}**: {v}", "{n}: {v} (at the end)",
+    "{n}: tensor({v}, device='cuda:0')", "{{'{n}': tensor({v})}}", "{n}: np.float64({v})",
+    "\x1b[32m{n}: {v}\x1b[0m", "\x1b[1m{n}\x1b[0m: \x1b[36m{v}\x1b[0m", "{n}: {v} bits a byte",
+)  # fmt: skip
+FORMATS = ("{:.6f}", "{:g}", "{:e}", "{!r}", "{:+.4f}")
+
+
+@given(
+    st.sampled_from(WAYS),
+    st.sampled_from(FORMATS),
+    st.floats(1e-3, 1e3),
+    st.sampled_from(["val_bpb", "VAL_BPB", "Val BPB", "val/bpb"]),
+    st.sampled_from(["\n", "\r", "\r\n"]),
+)
+def test_a_metric_is_read_in_every_way_that_people_print_it(
+    way: str, form: str, value: float, name: str, end: str
+) -> None:
+    written = form.format(value)
+    text = f"loading 3 files{end}{way.format(n=name, v=written)}{end}done{end}"
+    found, reader = parse_summary(text), StreamReader("val_bpb")
+    reader.feed(text.encode())
+    assert found.values == reader.found.values == [float(written)]
+    assert found.metrics["val_bpb"] == float(written)
+    listed = {_alike(metric.name): metric.values for metric in find_metrics(text)}
+    assert listed["val_bpb"] == (float(written),), "the list of metrics names it as well"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "my_val_bpb: 0.99", "val_bpb_ema=0.99", "best val_bpb: 0.99", "--val_bpb=0.99",
+        "saved epoch=1-val_bpb=0.99.ckpt", "to runs/val_bpb=0.99/model.pt", "val_bpb 1/10",
+        "val_bpb: 1.3 -> 1.2", "val_bpb: 0.9.1", "computing val_bpb of 10 files",
+        "| epoch | val_bpb |",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_the_metric_is_no_number(line: str) -> None:
+    assert parse_summary(f"{line}\n").values in ([], [None])
+
+
+def test_what_is_printed_beside_the_metric_is_read_with_it() -> None:
+    text = 'lr=0.1 x=2\nINFO:root:val_bpb: 1.5\nINFO:root:peak_vram_mb: 30.0\n\n{"other": 1}\n'
+    assert parse_summary(text).metrics == {"val_bpb": 1.5, "peak_vram_mb": 30.0}
+    text = '{"val_bpb": 1.5, "num_steps": 20}\n{"other": 1}\n'
+    assert parse_summary(text).metrics == {"val_bpb": 1.5, "num_steps": 20}
+
+
+def test_the_list_of_metrics_begins_with_the_likeliest_objective() -> None:
+    text = (
+        "number of parameters: 10.65M\nstep 0: train loss 4.2, val loss 4.3\n"
+        "step 250: train loss 2.0, val loss 2.1\n{'eval_accuracy': 0.9, 'epoch': 1.0}\n"
+    )
+    first, second, third, *rest = find_metrics(text)
+    assert first == ("val_loss", (4.3, 2.1), 2, "minimize")
+    assert second == ("eval_accuracy", (0.9,), 1, "maximize")
+    assert third.name == "train_loss" and not any(map(is_likely_objective, rest))
+    for metric in (first, second, third):
+        assert parse_summary(text, metric.name).values == list(metric.values)
+
+
+@pytest.mark.parametrize("piece", ["val_bpb ", "a.b", "val_bpb.", "a ", "'", "1", "val_bpb(", " "])
+def test_no_line_keeps_the_parser_busy(piece: str) -> None:
+    began = time.process_time()
+    parse_summary(f"val_bpb{piece * 4096}\n" * 20)
+    assert time.process_time() - began < 5
 
 
 def test_words_stay_words_and_nonsense_is_left_out() -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.policy import better_by
+from autohypothesis.engine.scoring import metric_advice
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
@@ -313,6 +314,7 @@ class BaselineSchedule:
         return [
             f"the baseline {name} failed: {kind}: {result.failure_detail}",
             next(advice, ADVICE.get(kind, "see the log below")),
+            *(metric_advice(self.layout.run(name)) if kind == "no_metric" else ()),
             again,
             *(f"log: {line[:300]}" for line in log[-TAIL_LINES:]),
         ]
