@@ -241,22 +241,23 @@ class Hypothesis(Proposal):
 
 
 class PlannedHypothesis(Tolerant):
-    hypothesis_id: str
+    hypothesis_id: str = ""
     title: str = ""
     rationale: str = ""
     config_overrides: dict[str, Any] = {}
     patch: str | None = None
     instructions: str | None = None
     artifacts_from: str | None = None
-    prediction: Prediction | None = None
+    prediction: Prediction | str | None = None
+    """Older tools wrote it as a text."""
 
 
 class Plan(Tolerant):
     """`research/plans/<experiment_id>.json`, written in the step that allocates the id."""
 
-    experiment_id: str
+    experiment_id: str = ""
     created_at: Time
-    based_on_commit: str
+    based_on_commit: str = ""
     worker_id: str = ""
     tag: str = ""
     seed: Whole = None
@@ -526,8 +527,13 @@ class Row(Tolerant):
     """Place in the sequence of decisions of its tag; null while undecided."""
     execution_status: ExecutionStatus = "planned"
     decision_status: DecisionStatus = "review_pending"
+    decided_by: str = ""
+    """The maker of the decision; `imported`: another tool, whose search this was. Such a row is
+    attested by nobody, moves no reference and is never the best."""
     val_bpb: Number = None
     delta: Number = None
+    """Metric minus that of the best kept before it, on the same platform of the same tag. The first
+    that is kept, a baseline as a rule, has 0.0. Without a metric, as after a crash, it is null."""
     num_steps: Whole = None
     training_seconds: Number = None
     total_seconds: Number = None
@@ -664,6 +670,12 @@ class Manifest(SearchSettings):
     """Tag -> settings of each earlier search."""
 
 
+def worker_state(value: object) -> object:
+    """Return a state as we call it: other tools have words of their own for a worker at work."""
+    known = value in get_args(WorkerState) or not isinstance(value, str)
+    return value if known else "training" if value == "running" else "idle"
+
+
 class Heartbeat(Tolerant):
     """`research/live/workers/<worker_id>.json`."""
 
@@ -671,7 +683,7 @@ class Heartbeat(Tolerant):
     node_id: str = ""
     gpu_id: str = ""
     run_id: str | None = None
-    state: WorkerState = "idle"
+    state: Annotated[WorkerState, BeforeValidator(worker_state)] = "idle"
     updated_at: Time
     pid: Whole = None
     process_start: Number = None

@@ -290,6 +290,7 @@ def _repository(path: Path) -> Iterator[Check]:
     yield Check("task", "ok", f"{project.task.id}: {project.task.artifact_words}")
     yield _checkout(project)
     yield from _data(project)
+    yield from _records(project)
 
 
 def _checkout(project: Project) -> Check:
@@ -308,6 +309,16 @@ def _checkout(project: Project) -> Check:
         hint = f"if a run needs one, add its line: {line}" if line else ""
         return Check("checkout", "warning", plain_line(words), plain_line(hint))
     return Check("checkout", "ok", "a run has all files of this folder")
+
+
+def _records(project: Project) -> Iterator[Check]:
+    """Name what the last sync could not use, a line for each kind."""
+    from autohypothesis.plain import plain_line
+    from autohypothesis.records.files import read_object
+    from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
+
+    for line in problem_lines(entries_in(read_object(project.layout.problems, LIMIT))):
+        yield Check("records", "warning", plain_line(line), "python orchestrator.py sync")
 
 
 def _data(project: Project) -> Iterator[Check]:

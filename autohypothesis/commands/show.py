@@ -120,11 +120,11 @@ def runs(
 
     Example: `orchestrator.py runs --last 20`
     """
-    from autohypothesis.records.history import of_tag
+    from autohypothesis.records.history import of_search
 
     layout = layout_of(repo)
     wanted = None if every_tag else meant_tag(layout, tag)
-    rows = of_tag(ledger_rows(layout), wanted)[-(last or 0) :]
+    rows = of_search(ledger_rows(layout), wanted)[-(last or 0) :]
     if as_json:
         print_json(rows)
     elif not rows:
@@ -216,6 +216,7 @@ def adopt(
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
     from autohypothesis.engine.project import reference_ref
+    from autohypothesis.records.rows import IMPORTED
 
     repository, layout = opened(repo)
     wanted = meant_tag(layout, tag)
@@ -228,9 +229,11 @@ def adopt(
         )
     if experiment_id is not None:
         row = experiment_row(layout, experiment_id)
-        if row["status"] != "keep":
+        if row["status"] != "keep" or row["decided_by"] == IMPORTED:
+            whose = ", decided by another tool" if row["decided_by"] == IMPORTED else ""
             raise UsageError(
-                f"{experiment_id} is a {row['status']}, and only what was kept can be adopted",
+                f"{experiment_id} is a {row['status']}{whose}, and only what was kept here can be"
+                " adopted",
                 hint=f"look at it: python orchestrator.py show {experiment_id}",
             )
         commit = row["commit"]
@@ -358,7 +361,7 @@ def _folder(path: Path) -> Layout:
 def _results(layout: Layout, tag: str | None) -> Results:
     from autohypothesis.fleet.knowledge import knowledge_base
     from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
-    from autohypothesis.records.history import of_tag
+    from autohypothesis.records.history import of_search, of_tag
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.schema import now
 
@@ -367,7 +370,7 @@ def _results(layout: Layout, tag: str | None) -> Results:
     if not rows and not tag and layout.results_tsv.is_file():
         return from_table(knowledge_base.read(layout.results_tsv, called=""))
     wanted = meant_tag(layout, tag) or (str(rows[-1].get("tag") or "") if rows else None)
-    mine = of_tag(rows, wanted)
+    mine = of_tag(rows, tag) if tag else of_search(rows, wanted)
     if tag and not mine:
         known = ", ".join(sorted({str(row.get("tag")) for row in rows})) or "none"
         raise UsageError(

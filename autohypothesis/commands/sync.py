@@ -41,6 +41,7 @@ def sync(
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
     from autohypothesis.engine.collect import collect_ended
+    from autohypothesis.records.problems import problem_lines, some_names
 
     repository, layout = opened(repo)
     if watch is not None:
@@ -57,12 +58,16 @@ def sync(
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     say(f"{report.rows} experiments in {layout.ledger}{news}")
     if report.taken:
-        names = ", ".join(report.taken[:4]) + (" and more" if len(report.taken) > 4 else "")
-        remark(f"taken in, written by hand: {names}")
+        remark(f"taken in, written by hand: {some_names(report.taken)}")
     if drawn:
         say(f"picture in {drawn}")
-    for problem in report.problems:
-        remark(f"damaged: {problem.path}: {problem.reason}")
+    if report.imported:
+        count, names = len(report.imported), some_names(report.imported)
+        remark(
+            f"{count:,} runs of another tool, shown as it decided and attested by nobody: {names}"
+        )
+    for line in problem_lines((problem.path, problem.reason) for problem in report.problems):
+        remark(f"damaged: {line}")
 
 
 def refresh(
@@ -77,8 +82,8 @@ def refresh(
     from autohypothesis.engine.decide import edits_in_results
     from autohypothesis.fleet.sync import sync as fold_and_write
     from autohypothesis.records.files import read_object
-    from autohypothesis.records.history import of_tag
-    from autohypothesis.records.ledger import latest_tag, read_ledger
+    from autohypothesis.records.history import of_search
+    from autohypothesis.records.ledger import read_ledger
     from autohypothesis.records.outputs import picture_place
     from autohypothesis.terminal.plots import draw_progress
 
@@ -88,11 +93,11 @@ def refresh(
         remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
-        tag, drawn = latest_tag(layout), picture_place(layout)
-        draw_progress(of_tag(read_ledger(layout), tag), drawn, tag=tag)
+        rows, drawn = of_search(read_ledger(layout), report.tag), picture_place(layout)
+        draw_progress(rows, drawn, tag=str(rows[0]["tag"]) if rows else report.tag)
     for problem in report.problems if names_taken else ():
-        is_new = not isinstance(known, list) or problem.model_dump() not in known
-        if "/" not in problem.path and is_new:
+        at_root = "/" not in problem.path
+        if at_root and not (isinstance(known, list) and problem.model_dump() in known):
             remark(f"note: {problem.path} {problem.reason}")
     return report, drawn
 

@@ -22,10 +22,11 @@ from autohypothesis.engine.policy import MAX_INFRA_RETRIES, Evidence, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
-from autohypothesis.records.files import load
+from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ids import slug
-from autohypothesis.schema import Decision, Metadata, Result, finite
+from autohypothesis.records.rows import is_import, real
+from autohypothesis.schema import Decision, Metadata, Plan, Result, finite
 
 MAX_SKIPPED_SEEDS = 3
 """Seeds at which a base may fail and that are skipped."""
@@ -96,6 +97,18 @@ def read_case(project: Project, experiment_id: str) -> Case:
         )
     task = load(RunSpec, run.run_spec).task if submitted else project.task
     result = load(Result, run.result)
+    plan = load_or_none(Plan, project.layout.plan(experiment_id))
+    tag = metadata.run.tag or (plan.tag if plan else "")
+    if not submitted and is_import(result.decision_status, result.decision_id, tag):
+        raise SettleError(
+            f"{experiment_id} was decided as {result.decision_status!r} by the tool that made it:"
+            " that is history, and moves nothing here",
+            hint="to have its change judged here, run it: python orchestrator.py run-experiment"
+            " --help",
+        )
+    if not submitted and result.status == "completed" and result.metric_value is None:
+        value = real(getattr(result.metrics, result.metric_name, None), result.metric_name)
+        result = result.model_copy(update={"metric_value": value})  # where other tools left it
     return Case(experiment_id, result, metadata, task, submitted=submitted)
 
 

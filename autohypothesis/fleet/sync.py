@@ -55,6 +55,7 @@ from autohypothesis.records.ledger import (
 )
 from autohypothesis.records.locks import hold
 from autohypothesis.records.outputs import MOST, is_half_taken, ledger_lines, table_lines, take_in
+from autohypothesis.records.problems import problem_lines
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Heartbeat, Problem, Row, now, rfc3339
 
@@ -78,6 +79,8 @@ class SyncReport:
     hand_edits: list[HandEdit] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
     """New experiments whose line was written by hand."""
+    imported: list[str] = field(default_factory=list)
+    """New experiments that another tool made and decided."""
     written: list[str] = field(default_factory=list)
     """Paths, from the root; files whose content was the same already are not among them."""
     seconds: float = 0.0
@@ -145,6 +148,7 @@ class _Sync:
             tag=self.tag,
             problems=self.folded.problems,
             hand_edits=tables.hand_edits(self.folded.entries),
+            imported=tables.imported(self.folded),
             written=self.written,
         )
 
@@ -381,7 +385,7 @@ class _Sync:
             best=board["best_run"],
             latest=decided,
             open=waiting,
-            problems=self.folded.problems[:LATEST],
+            problems=problem_lines((one.path, one.reason) for one in self.folded.problems)[:LATEST],
         )
         return (plain(as_called(page)).rstrip() + "\n").encode("utf-8", "replace")
 

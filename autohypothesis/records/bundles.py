@@ -2,7 +2,8 @@
 
 Reading never fails as a whole: a file that is damaged is named in `damage`, one that is absent is
 None, and what older tools left (no metadata.json, numbers as text, `hyperparameters` in place of a
-flat config) comes out in the shape of today. Writing is whole files, from models only.
+flat config, a prediction in words) comes out in the shape of today. Writing is whole files, from
+models only.
 
 Whether a file changed is asked with one `lstat`: ten thousand bundles are a matter of a tenth of a
 second.
@@ -312,9 +313,9 @@ def decision_documents(layout: Layout) -> tuple[list[Document], list[str]]:
 #
 # Ten thousand bundles are folded in a second only if an ordinary document costs a few microseconds:
 # no model is made of it, and no Python is called for its fields. So each model is compiled into a
-# strict dictionary schema that knows the canonical spelling alone: numbers that are numbers, times
-# as we write them. What does not fit, an old bundle or a damaged one, goes through the model,
-# with all its tolerance, and comes out in the same shape.
+# strict dictionary schema that knows the canonical spelling: numbers that are numbers, times as we
+# write them, or as the published format has them. What does not fit, an old bundle or a damaged
+# one, goes through the model, with all its tolerance, and comes out in the same shape.
 
 TIME = (
     r"^(?:19[7-9]\d|[2-8]\d{3})-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)"
@@ -325,7 +326,7 @@ TIME = (
 _KEPT: dict[type[BaseModel], tuple[str, ...]] = {
     schema.Metrics: ("model_dim", "n_heads", "head_dim"),
     schema.Metadata: ("hyperparameters",),
-    schema.Result: ("hyperparameters",),
+    schema.Result: ("hyperparameters", "val_bpb"),
 }
 """Keys that the model lacks and rows need."""
 _TOLERANT_READERS = (schema.finite, schema.whole, schema.utc)
@@ -404,7 +405,7 @@ def _dictionary(model: type[BaseModel]) -> CoreSchema:
         # Older units are converted by the model; 0.0 in place of a score is no measurement.
         old = core_schema.with_default_schema(core_schema.none_schema(), default=None)
         fields["peak_vram_gb"] = core_schema.typed_dict_field(old, required=False)
-        score = core_schema.float_schema(gt=0)
+        score = _either(core_schema.float_schema(gt=0), _no_score)
         fields["val_bpb"] = core_schema.typed_dict_field(_or_none(score), required=False)
     unknown: Literal["forbid", "ignore"] = (
         "forbid" if issubclass(model, schema.Strict) else "ignore"
@@ -419,6 +420,25 @@ def _with_default(shape: CoreSchema, default: Any) -> CoreSchema:
     if isinstance(default, (dict, list)):
         return core_schema.with_default_schema(shape, default_factory=lambda: default)
     return core_schema.with_default_schema(shape, default=default)
+
+
+def _either(shape: CoreSchema, other: Callable[[Any], Any]) -> CoreSchema:
+    """The shape, else what `other` makes of a value that other tools write."""
+    choices = [shape, core_schema.no_info_plain_validator_function(other)]
+    return core_schema.union_schema(list(choices), mode="left_to_right")
+
+
+def _no_score(value: Any) -> None:
+    if type(value) not in (int, float) or not value <= 0:
+        raise ValueError("no number that stands for a crash")
+
+
+def _other_time(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("no time as text")
+    moment = schema.utc(value)
+    assert isinstance(moment, datetime), "any text that is no time was refused"
+    return schema.rfc3339(moment)
 
 
 def _or_none(shape: CoreSchema) -> CoreSchema:
@@ -437,7 +457,7 @@ def _shape(kind: Any, metadata: tuple[Any, ...] = ()) -> CoreSchema:
         if kind is int:
             return core_schema.int_schema(ge=-_EXACT, le=_EXACT)
     if not metadata and kind is datetime:
-        return core_schema.str_schema(pattern=TIME)
+        return _either(core_schema.str_schema(pattern=TIME), _other_time)
     if not metadata and isinstance(kind, type) and issubclass(kind, BaseModel):
         return _dictionary(kind)
     annotated: Any = Annotated[(kind, *metadata)] if metadata else kind

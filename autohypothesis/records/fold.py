@@ -3,7 +3,7 @@
 Order is the order of decisions.jsonl, never a time stamp: an ordinal is an experiment's place in
 the decisions of its tag, and `delta` its distance from the best that was kept when it was first
 decided, on the same platform. A later decision about the same experiment changes its status, not
-its place.
+its place. What another tool made and decided is placed by its times, under a tag of its own.
 
 decisions.jsonl is the truth. A bundle that gives another value, commit or status than the record
 of its decision was edited, or copied from another run: the decided value is shown, the file is
@@ -13,7 +13,7 @@ named with both values, and the experiment is ranked nowhere.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,13 @@ from autohypothesis.records.bundles import Damage, Document, Records
 from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,
+    IMPORTED,
     Facts,
     Placement,
     RowDocument,
     base_row,
     is_baseline,
+    is_import,
     real,
 )
 from autohypothesis.schema import FAILURE_KINDS
@@ -41,14 +43,16 @@ def facts_of(row: RowDocument, records: Records) -> Facts:
     """The facts of a row of `base_row`: what the bundle says, before anything was decided."""
     result, name = records.result, row["metric_name"]
     completed = result is not None and result["status"] == "completed"
+    stamp = result["decision_status"] if result else ""
     return Facts(
         **{key: row[key] for key in _OF_ROW},
         recorded_value=real(result["metric_value"], name) if result and completed else None,
         lost_value=real(result["evidence"].get("voided_value"), name) if result else None,
         timestamp=row["timestamp"] or "",
         baseline=is_baseline(row),
-        stamp=result["decision_status"] if result else "",
+        stamp=stamp,
         stamp_id=result["decision_id"] if result else None,
+        imported=is_import(stamp, result["decision_id"] if result else None, row["tag"]),
         stranger=_stranger(records),
         volatile=records.shim_lives,
         damage=list(records.damage),
@@ -99,6 +103,13 @@ class _Kept:
     scores: dict[str, float] = field(default_factory=dict)
     best: float | None = None
 
+    def delta(self, score: float | None, keeps: bool) -> float | None:
+        """Return the distance from the best; 0.0 of the first that is kept, which is compared with
+        itself."""
+        if score is None or self.best is None:
+            return 0.0 if keeps and score is not None else None
+        return round(score - self.best, 9)
+
     def put(self, experiment: str, score: float) -> None:
         if experiment in self.scores:
             self.drop(experiment)
@@ -122,14 +133,14 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
         fact, first = facts.get(experiment), places.get(experiment)
         score = _score(decision, fact)
         group = _group(groups, decision, fact)
+        status, confirmation = decision["decision_status"], decision["confirmation"]
+        keeps = status == "keep" and confirmation != "refuted"
         if first is None:
             ordinals[tag] = ordinal = ordinals[tag] + 1
-            best = group.best
-            delta = None if score is None or best is None else round(score - best, 9)
+            delta = group.delta(score, keeps)
         else:
             ordinal, delta = first.ordinal, first.delta
-        status, confirmation = decision["decision_status"], decision["confirmation"]
-        if status == "keep" and score is not None and confirmation != "refuted":
+        if keeps and score is not None:
             group.put(experiment, score)
         elif first is not None:
             group.drop(experiment)
@@ -140,7 +151,29 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
             if decision[name] not in ("", None)
         }
         places[experiment] = Placement(
-            ordinal, delta, status, confirmation, tag, reason, score, decision["commit"], fixed
+            ordinal, delta, status, confirmation, tag, reason, score, decision["commit"],
+            decision["decided_by"], fixed,
+        )  # fmt: skip
+    return places
+
+
+def place_imported(facts: Mapping[str, Facts], decided: Container[str]) -> dict[str, Placement]:
+    """Return the places of what another tool decided and no record is about, by their times."""
+    names = [key for key, fact in facts.items() if fact.imported and key not in decided]
+    names.sort(key=lambda key: (facts[key].timestamp, key))
+    places: dict[str, Placement] = {}
+    groups: dict[str, _Kept] = {}
+    for ordinal, key in enumerate(names, 1):
+        fact = facts[key]
+        score, keeps = fact.metric_value, fact.stamp == "keep"
+        group = groups.get(fact.platform_key)
+        if group is None:
+            group = groups[fact.platform_key] = _Kept(-1 if fact.direction == "maximize" else 1)
+        delta = group.delta(score, keeps)
+        if keeps and score is not None:
+            group.put(key, score)
+        places[key] = Placement(
+            ordinal, delta, fact.stamp, "none", IMPORTED, "", score, fact.commit, IMPORTED, {}
         )
     return places
 

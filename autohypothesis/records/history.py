@@ -19,7 +19,7 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import MTIME_GRANULARITY_NS, FileStamp, file_stamp
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.rows import is_baseline
+from autohypothesis.records.rows import IMPORTED, is_baseline
 from autohypothesis.schema import Decision
 
 _NUMBERED = re.compile(r"(.+)-(0|[1-9]\d{0,8})")
@@ -378,10 +378,16 @@ def of_tag(rows: Iterable[Row], tag: str | None) -> list[Row]:
     return [row for row in rows if tag is None or row.get("tag") == tag]
 
 
-def kept_rows(rows: Iterable[Row]) -> list[Row]:
+def of_search(rows: Sequence[Row], tag: str | None) -> list[Row]:
+    """Return the rows of one search; while it has none, what another tool decided here before."""
+    return of_tag(rows, tag) or of_tag(rows, IMPORTED)
+
+
+def kept_rows(rows: Iterable[Row], *, imported: bool = False) -> list[Row]:
     """Return the rows that were kept and have a value.
 
-    A row without a place shows a stamp whose record cannot be read: that ranks nothing.
+    A row without a place shows a stamp whose record cannot be read: that ranks nothing. What
+    another tool kept is attested by nobody, and counts with `imported` only.
     """
     return [
         row
@@ -389,12 +395,14 @@ def kept_rows(rows: Iterable[Row]) -> list[Row]:
         if row.get("status") == "keep"
         and row.get("metric_value") is not None
         and row.get("ordinal") is not None
+        and (imported or row.get("decided_by") != IMPORTED)
     ]
 
 
-def best_kept(rows: Sequence[Row]) -> Row | None:
+def best_kept(rows: Sequence[Row], *, imported: bool = False) -> Row | None:
     """Return the best kept row that was not refuted."""
-    by_id = {str(row["id"]): row for row in kept_rows(rows) if row.get("confirmation") != "refuted"}
+    kept_ones = kept_rows(rows, imported=imported)
+    by_id = {str(row["id"]): row for row in kept_ones if row.get("confirmation") != "refuted"}
     kept = {
         name: (row["ordinal"], row.get("platform_key", ""), row.get("direction"), float(value))
         for name, row in by_id.items()

@@ -37,6 +37,7 @@ from autohypothesis.records.fold import (
     facts_of,
     in_order,
     place,
+    place_imported,
     row_without_bundle,
     undecided_stamp,
 )
@@ -260,7 +261,10 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     last_tag = str(decisions[-1]["tag"]) if decisions else ""
     wrong = decision_conflicts(decisions, facts, complete=not bad)
     again = [] if bad or gone else there
-    return Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
+    places = place(decisions, facts)
+    return Judged(
+        {**place_imported(facts, places), **places}, wrong, gone, last_tag, again, readable
+    )
 
 
 def _places_as_before(
@@ -275,7 +279,9 @@ def _places_as_before(
     new = [
         (key, experiment.facts) for key, experiment in known.items() if experiment.row is not None
     ]
-    if any(key in places or facts.stamp_id or facts.stranger for key, facts in new):
+    if any(
+        key in places or facts.stamp_id or facts.stranger or facts.imported for key, facts in new
+    ):
         return None
     unread = (
         (key, index.entries[key]) for key, experiment in known.items() if experiment.row is None

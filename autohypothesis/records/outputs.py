@@ -44,7 +44,7 @@ from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import LIMIT
 from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
 from autohypothesis.records.tables import COLUMNS
-from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
+from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, finite, now
 from autohypothesis.system import rename_exclusive
 
 PICTURE_MARK = "autohypothesis"
@@ -121,7 +121,7 @@ def is_entry_here(repository: Repository, path: Path) -> bool:
 
 def _known(layout: Layout) -> set[str]:
     """Ids of experiments that left anything here."""
-    known = {*ids.names_in(layout.runs), *ids.names_in(layout.plans)}
+    known = set(map(ids.slug, (*ids.names_in(layout.runs), *ids.names_in(layout.plans))))
     with suppress(RecordError):
         known |= {decision["experiment_id"] for decision in decision_documents(layout)[0]}
     return known
@@ -176,7 +176,8 @@ MOST = 2_000
 """Lines that are taken in at once; a longer table is the user's data, no note of a run."""
 
 
-_ROW = set(Row.model_fields)
+_ROW = {"id", "ordinal", "execution_status", "platform_key", "confirmation"}
+"""Keys of every row that a version of ours wrote."""
 
 
 class ManualLine(NamedTuple):
@@ -220,8 +221,8 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
             value = None
         if not isinstance(value, dict):
             damaged += 1
-        elif isinstance(value.get("id"), str) and value["id"] in known:
-            ours[value["id"]] = line
+        elif isinstance(value.get("id"), str) and (name := ids.slug(value["id"])) in known:
+            ours[name] = line
         elif value.keys() >= _ROW:
             gone += 1
         else:

@@ -20,6 +20,8 @@ RowDocument = dict[str, Any]
 
 MB_PER_GB = 1024.0
 DECIDED = ("keep", "discard", "crash")
+IMPORTED = "imported"
+"""The tag of runs that another tool made and decided, and the maker of those decisions."""
 NOT_EVIDENCE = ("infra", "contended")
 """Failures that say nothing about the hypothesis."""
 
@@ -53,6 +55,8 @@ class Facts(NamedTuple):
     stamp: str
     """The decision that result.json carries, and the id of the record it was stamped from."""
     stamp_id: str | None
+    imported: bool
+    """The stamp is the decision of the tool that made the run, which is of no search of ours."""
     stranger: list[str] | None
     """[file, id]: a file of the bundle that names another experiment."""
     volatile: bool
@@ -71,14 +75,28 @@ class Placement(NamedTuple):
     reason: str
     metric_value: float | None
     commit: str
+    decided_by: str
     fixed: RowDocument
     """Columns that the record fixes, whatever the bundle says by now."""
+
+    @property
+    def imported(self) -> bool:
+        """Whether another tool decided it, so that it ranks nowhere."""
+        return self.decided_by == IMPORTED
 
 
 def real(value: object, metric: str) -> float | None:
     """`value` as a score. Bits per byte are positive: 0.0 stood for a crash in older bundles."""
     number = finite(value)
     return None if number is None or (metric == "val_bpb" and number <= 0) else number
+
+
+def is_import(stamp: str, decision_id: str | None, tag: str) -> bool:
+    """Return whether the decision in a result.json is that of another tool, which made the run.
+
+    A run of a search of ours has a tag, and the decision in its bundle names its record.
+    """
+    return stamp in (*DECIDED, "replicate") and decision_id is None and not tag
 
 
 def base_row(records: Records) -> RowDocument:
@@ -88,7 +106,8 @@ def base_row(records: Records) -> RowDocument:
     row["notes"] = []
     _from_plan(row, records.plan)
     if records.page is not None:
-        row["decision_markdown_path"] = f"research/plans/{records.experiment_id}.md"
+        name = records.source_id or records.experiment_id
+        row["decision_markdown_path"] = f"research/plans/{name}.md"
         row["decision_markdown"] = records.page[:PAGE_LIMIT]
     if records.folder is None:
         return row
@@ -99,6 +118,8 @@ def base_row(records: Records) -> RowDocument:
         row["source_id"] = records.source_id
     if result:
         _from_result(row, result)
+        if row["val_bpb"] is None and not row["tag"] and result["status"] == "completed":
+            _from_elsewhere(row, result, metadata)
     else:
         _without_result(row, records)
     if row["status"] == "running":
@@ -156,6 +177,15 @@ def _from_result(row: RowDocument, result: Document) -> None:
         row["val_bpb"] = row["metric_value"]
     else:
         row["val_bpb"] = real(result["metrics"]["val_bpb"], "val_bpb")
+
+
+def _from_elsewhere(row: RowDocument, result: Document, metadata: Document) -> None:
+    """Take the score from where tools without tags may have left it."""
+    metrics = metadata.get("metrics") or _NOTHING
+    value = real(result.get("val_bpb"), "val_bpb")
+    row["val_bpb"] = real(metrics.get("val_bpb"), "val_bpb") if value is None else value
+    if row["metric_name"] == "val_bpb":
+        row["metric_value"] = row["val_bpb"]
 
 
 def _without_result(row: RowDocument, records: Records) -> None:
@@ -245,6 +275,8 @@ def finish(
         if row["metric_name"] == "val_bpb":
             row["val_bpb"] = placement.metric_value
         row["status"] = row["decision_status"] = placement.status
+        row["decided_by"] = placement.decided_by
+        row["attested"] = row["attested"] and not placement.imported
         row["ordinal"], row["delta"] = placement.ordinal, placement.delta
         row["confirmation"] = placement.confirmation
         row["tag"] = placement.tag or row["tag"]

@@ -26,7 +26,10 @@ class HandEdit:
 
 
 def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
-    """Keeps, discards and crashes of one tag, in the order in which they were decided."""
+    """Keeps, discards and crashes of one tag, in the order in which they were decided.
+
+    What another tool decided before stands first, whatever the tag.
+    """
     lines = [
         _tsv_line(entry.facts, entry.placement)
         for entry in _decided(entries.values(), tag)
@@ -42,8 +45,12 @@ def commits_of(entries: Mapping[str, FoldEntry]) -> set[str]:
 
 
 def _decided(entries: Iterable[FoldEntry], tag: str) -> list[FoldEntry]:
-    places = [(e.placement.ordinal, e) for e in entries if e.placement and e.placement.tag == tag]
-    return [entry for _, entry in sorted(places, key=lambda pair: pair[0])]
+    places = [
+        (not placed.imported, placed.ordinal, entry)
+        for entry in entries
+        if (placed := entry.placement) and (placed.imported or placed.tag == tag)
+    ]
+    return [entry for *_, entry in sorted(places, key=lambda place: place[:2])]
 
 
 def _left_out(facts: Facts, placement: Placement) -> bool:
@@ -105,6 +112,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
             if (placed := entry.placement) is not None
             and (placed.tag, placed.status) == (tag, "keep")
             and placed.confirmation != "refuted"
+            and not placed.imported
             and placed.metric_value is not None
             and not (entry.facts.damage or entry.wrong)
         }
@@ -137,6 +145,20 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
     waiting = [key for key, entry in mine if entry.placement is None][:most]
     rows = [[from_json(folded.line(key)) for key in keys] for keys in (decided[::-1], waiting)]
     return rows[0], rows[1]
+
+
+def imported(folded: Folded) -> list[str]:
+    """Return what another tool decided and the last fold did not have."""
+    before = folded.index.entries if folded.index is not None else {}
+    return [
+        key
+        for key, entry in folded.entries.items()
+        if _is_imported(entry) and not ((old := before.get(key)) and _is_imported(old))
+    ]
+
+
+def _is_imported(entry: FoldEntry) -> bool:
+    return entry.placement is not None and entry.placement.imported
 
 
 def hand_edits(entries: Mapping[str, FoldEntry]) -> list[HandEdit]:

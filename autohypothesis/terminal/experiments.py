@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autohypothesis.fleet.overview.results import Results
 from autohypothesis.plain import plain_line
-from autohypothesis.records.rows import NOT_EVIDENCE
+from autohypothesis.records.rows import IMPORTED, NOT_EVIDENCE
 from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.parts import (
     STATUS_STYLE,
@@ -60,6 +60,8 @@ def shown_status(row: Mapping[str, Any]) -> str:
         status = "lost"
     confirmation = row.get("confirmation")
     words = [row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")]
+    if row.get("decided_by") == IMPORTED:
+        words.append(IMPORTED)
     if status == "keep" and row.get("sandbox") in NO_SANDBOX:
         words.append("no sandbox")
     shown = ", ".join(filter(None, words))

@@ -25,7 +25,7 @@ def test_a_bundle_becomes_a_row(lab: Any) -> None:
     lab.whole("h-nov20-0001-1", 1.5, "keep")
     row = folded(lab)["h-nov20-0001-1"]
     assert (row.status, row.execution_status, row.decision_status) == ("keep", "completed", "keep")
-    assert (row.val_bpb, row.metric_value, row.ordinal, row.delta) == (1.5, 1.5, 1, None)
+    assert (row.val_bpb, row.metric_value, row.ordinal, row.delta) == (1.5, 1.5, 1, 0.0)
     assert (row.peak_vram_gb, row.depth, row.num_steps, row.seed) == (2.0, 4, 100, 7)
     assert (row.matrix_lr, row.adam_betas) == (0.04, [0.8, 0.95])
     assert row.rationale == "because"
@@ -48,9 +48,9 @@ def test_order_and_delta_follow_the_decisions_of_each_tag(lab: Any) -> None:
     rows = folded(lab)
     assert [rows[key].ordinal for key in ("a-1", "b-1", "c-1", "d-1", "e-1")] == [1, 2, 3, 4, 5]
     assert [rows[key].delta for key in ("a-1", "b-1", "c-1", "d-1", "e-1")] == [
-        None, pytest.approx(-0.1), pytest.approx(0.05), None, pytest.approx(-0.1),
+        0.0, pytest.approx(-0.1), pytest.approx(0.05), None, pytest.approx(-0.1),
     ]  # fmt: skip
-    assert (rows["other-1"].ordinal, rows["other-1"].delta) == (1, None)
+    assert (rows["other-1"].ordinal, rows["other-1"].delta) == (1, 0.0)
     assert (rows["f-1"].ordinal, rows["f-1"].delta, rows["f-1"].status) == (None, None, "completed")
     assert list(rows) == ["a-1", "b-1", "c-1", "d-1", "e-1", "other-1", "f-1"]
 
@@ -62,7 +62,7 @@ def test_only_one_platform_is_compared(lab: Any) -> None:
     metadata["runtime"]["platform_key"] = "another"
     lab.put(run / "metadata.json", metadata)
     lab.decide("b-1", "keep", 1.2, platform_key="another")
-    assert folded(lab)["b-1"].delta is None
+    assert folded(lab)["b-1"].delta == 0.0
 
 
 def test_more_may_be_better(lab: Any) -> None:
@@ -93,7 +93,7 @@ def test_what_is_no_score_is_null_and_never_the_best(lab: Any, value: object) ->
     lab.whole("b-1", 1.5, "keep")
     rows = folded(lab)
     assert (rows["a-1"].val_bpb, rows["a-1"].metric_value) == (None, None)
-    assert (rows["b-1"].delta, rows["b-1"].ordinal) == (None, 2)
+    assert (rows["b-1"].delta, rows["b-1"].ordinal) == (0.0, 2)
 
 
 def test_a_bundle_of_an_older_tool(lab: Any) -> None:
@@ -116,7 +116,7 @@ def test_a_bundle_of_an_older_tool(lab: Any) -> None:
     assert (row.depth, row.matrix_lr) == (8, 0.04)
     assert row.timestamp is not None
     assert row.timestamp.isoformat() == "2025-11-20T01:02:03+00:00"
-    assert (row.status, row.decision_status) == ("completed", "review_pending")
+    assert (row.status, row.decision_status, row.decided_by) == ("keep", "keep", "imported")
 
 
 def test_an_old_crash_at_zero(lab: Any) -> None:

@@ -42,6 +42,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import file_stamp
 from autohypothesis.records.history import LiveHistory
+from autohypothesis.records.problems import problem_lines
 from autohypothesis.schema import Hypothesis, RoleStatus, Steering, Worker, now
 
 TURN_INTERVAL_S = 0.1
@@ -411,7 +412,8 @@ class Observer:
     def _damaged(self) -> list[str]:
         """Return the damaged files of the queue; a look opens each, so not every turn."""
         if time.monotonic() >= self._next_damage:
-            self._damage = [f"{damage.path}: {damage.reason}" for damage in self.queue.problems]
+            found = self.queue.problems
+            self._damage = problem_lines((damage.path, damage.reason) for damage in found)
             self._next_damage = time.monotonic() + DAMAGE_CHECK_S
         return self._damage
 

@@ -27,6 +27,7 @@ from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import JSON_LIMIT, load, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
 from autohypothesis.records.rows import real
 from autohypothesis.schema import (
     Direction,
@@ -197,7 +198,7 @@ CLOCK_SKEW_S = 5.0
 SHOWN_WAITING = 5
 """Hypotheses that are shown of those that wait."""
 NAMED = 3
-"""Maximum problems of one kind that are named one by one."""
+"""Maximum kinds of problems that are named."""
 RUN = "python orchestrator.py"
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -252,6 +253,8 @@ class _Reader:
         self.layout = layout
         self.now = now()
         self.needs: list[Notice] = []
+        self._noted: set[tuple[str, str]] = set()
+        """Path and reason of the files that were named."""
         self.awaiting: list[PendingConfirmation] = []
         self.tag, wrong = manifest_tag(layout)
         if wrong:
@@ -284,8 +287,8 @@ class _Reader:
             for item in items
         ]
         waiting += [_waiting(item, "pending", None) for item in queue.pending()[:SHOWN_WAITING]]
-        for problem in queue.problems:
-            self._damage(self.layout.root / problem.path, problem.reason)
+        found = [(shown(problem.path), shown(problem.reason)) for problem in queue.problems]
+        self._note_kinds("damaged: ", found, "sync")
         return queue.counts(), waiting[:SHOWN_WAITING]
 
     def roles(self) -> list[RoleView]:
@@ -401,37 +404,48 @@ class _Reader:
 
     def note_refused(self, folder: Path, what: str) -> None:
         """Name the files of `folder`, which were not taken, with the reason beside each."""
-        lines = []
+        refused = []
         for path in sorted(folder.glob("*.reason")):
             try:
                 text = read_bytes(path, SMALL).decode("utf-8", "replace")
             except (FileNotFoundError, RecordError):
                 text = ""
-            lines.append(f"{what}: {self._short(path.with_suffix(''))}: {text.strip()}")
-        self._note_some(lines, folder)
+            refused.append((self._short(path.with_suffix("")), text.strip()))
+        self._note_kinds(f"{what}: ", refused, where=folder)
 
     def note_damaged(self) -> None:
         """Name the files that the last sync could not use."""
-        problems = self._document(self.layout.problems).get("problems")
-        entries = problems if isinstance(problems, list) else []
-        found = [entry for entry in entries if isinstance(entry, dict)]
-        lines = [f"damaged: {entry.get('path')}: {entry.get('reason')}" for entry in found]
+        document = self._document(self.layout.problems, LIMIT)
         known = {need.what for need in self.needs}
-        new = [line for line in lines if line not in known]
-        self._note_some(new, self.layout.problems, "sync")
+        found = [
+            pair
+            for pair in entries_in(document)
+            if "damaged: " + ": ".join(pair) not in known and pair not in self._noted
+        ]
+        self._note_kinds("damaged: ", found, "sync", self.layout.problems)
 
-    def _note_some(self, lines: list[str], where: Path, command: str = "") -> None:
-        for line in lines[:NAMED]:
-            self._note(line, command)
-        if len(lines) > NAMED:
-            self._note(f"and {len(lines) - NAMED} more in {self._short(where)}")
+    def _note_kinds(
+        self,
+        what: str,
+        problems: list[tuple[str, str]],
+        command: str = "",
+        where: Path | None = None,
+    ) -> None:
+        """Note a line for each kind of problem, and no more than `NAMED` where `where` has all."""
+        self._noted.update(problems)
+        lines = problem_lines(problems)
+        most = NAMED if where is not None else len(lines)
+        for line in lines[:most]:
+            self._note(f"{what}{line}", command)
+        if where is not None and len(lines) > most:
+            self._note(f"and {len(lines) - most} more in {self._short(where)}")
 
     def _note(self, what: str, command: str = "") -> None:
         self.needs.append(Notice(what, f"{RUN} {command}" if command else ""))
 
-    def _document(self, path: Path) -> dict[str, Any]:
+    def _document(self, path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
         """Return the JSON object at `path`; empty where it is absent, or damaged (noted)."""
-        document = self._model(path, _Document, limit=JSON_LIMIT)
+        document = self._model(path, _Document, limit=limit)
         return (document.model_extra or {}) if document is not None else {}
 
     def _model(

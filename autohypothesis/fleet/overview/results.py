@@ -24,7 +24,7 @@ from autohypothesis.records.files import load_or_none, read_object
 from autohypothesis.records.history import DecisionHistory, best_kept, of_tag
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
+from autohypothesis.records.rows import DECIDED, IMPORTED, NOT_EVIDENCE, is_baseline
 from autohypothesis.schema import Decision, Direction, Hypothesis, Plan, finite, now, utc
 
 Row = Mapping[str, Any]
@@ -151,7 +151,7 @@ class Results:
 def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
     counted = [row for row in rows if _counts(row)]
-    best = best_kept([dict(row) for row in counted])
+    best = best_kept(counted) or best_kept(counted, imported=True)
     decided = [row for row in rows if row.get("ordinal") is not None]
     kinds = (row.get("failure_kind") for row in counted if row["status"] == "crash")
     return _results(
@@ -163,14 +163,17 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
         repeats=sum(row.get("replicates") is not None for row in decided),
         undecided=len(rows) - len(decided),
         crashes=dict(Counter(kind or "unknown" for kind in kinds).most_common()),
-        notes=[
-            f"{row['id']} is damaged, and not ranked: {note}"
-            for row in rows
-            if row.get("status") == DAMAGED
-            for note in row.get("notes") or []
-        ],
+        notes=[*_notes(rows)],
         **_hours(list(spans)),
     )
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    if imported := sum(row.get("decided_by") == IMPORTED for row in rows):
+        yield f"another tool made and decided {imported:,} of these runs, and nobody attests them"
+    for row in rows:
+        for note in row.get("notes") or () if row.get("status") == DAMAGED else ():
+            yield f"{row['id']} is damaged, and not ranked: {note}"
 
 
 def from_table(table: knowledge_base.WarmStart) -> Results:
@@ -546,7 +549,8 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
         prediction = hypothesis.prediction if hypothesis else None
     if prediction is None and ID.fullmatch(str(row["id"])):
         plan = load_or_none(Plan, layout.plan(str(row["id"])))
-        prediction = plan.hypothesis.prediction if plan else None
+        planned = plan.hypothesis.prediction if plan else None
+        prediction = None if isinstance(planned, str) else planned
     proposer = (hypothesis.proposer if hypothesis else "") or "by hand"
     return proposer, prediction.delta if prediction else None
 
