@@ -63,8 +63,8 @@ def open_project(repo: Path, *, task: Path | None = None, tag: str | None = None
 
 def meant_tag(layout: Layout, tag: str | None) -> str | None:
     """Return the search that is meant: `--tag`, else the active one."""
-    from autohypothesis.engine.project import active_tag
     from autohypothesis.records.layout import checked_id
+    from autohypothesis.records.ledger import active_tag
 
     return checked_id(tag) if tag else active_tag(layout)
 

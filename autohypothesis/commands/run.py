@@ -316,9 +316,10 @@ def _project(repo: Path, tag: str | None) -> tuple[Project, TaskError | None]:
 
     A run is decided by the task that it was made with, so the task of today is seldom needed.
     """
-    from autohypothesis.engine.project import Project, active_tag
+    from autohypothesis.engine.project import Project
     from autohypothesis.engine.task_file import foreign_task
     from autohypothesis.records.layout import checked_id
+    from autohypothesis.records.ledger import active_tag
 
     try:
         return open_project(repo, tag=tag), None

@@ -16,11 +16,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import SettleError
 from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.task import Constraint
 
 _EXACT = 1e-12
 """Tolerance for errors of floating-point arithmetic."""

@@ -24,7 +24,6 @@ from autohypothesis.engine.task_file import default_task, load_task
 from autohypothesis.errors import (
     AutohypothesisError,
     FleetError,
-    RecordError,
     SettleError,
     UsageError,
 )
@@ -32,7 +31,7 @@ from autohypothesis.installation import as_called
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
 from autohypothesis.records.git import EXPERIMENTS, Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
-from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import held
 from autohypothesis.records.outputs import refuse_foreign_ledger
 from autohypothesis.records.tables import HEADER
@@ -234,20 +233,6 @@ class Project:
             hub=hub_url(self.layout),
             **terms,
         )
-
-
-def active_tag(layout: Layout) -> str | None:
-    """Return the tag that the manifest names; None before the first one.
-
-    Raises:
-        RecordError: the manifest is damaged.
-    """
-    tag, wrong = manifest_tag(layout)
-    if wrong:
-        raise RecordError(
-            f"{layout.manifest} {wrong}", hint="move it away, and name the tag: --tag NAME"
-        )
-    return tag or None
 
 
 def hub_url(layout: Layout) -> str:

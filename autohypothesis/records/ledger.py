@@ -356,6 +356,20 @@ def manifest_tag(layout: Layout) -> tuple[str, str]:
     return (tag, "") if isinstance(tag, str) and tag else ("", "names no tag")
 
 
+def active_tag(layout: Layout) -> str | None:
+    """Return the tag that the manifest names; None before the first one.
+
+    Raises:
+        RecordError: the manifest is damaged.
+    """
+    tag, wrong = manifest_tag(layout)
+    if wrong:
+        raise RecordError(
+            f"{layout.manifest} {wrong}", hint="move it away, and name the tag: --tag NAME"
+        )
+    return tag or None
+
+
 def _last_tag(layout: Layout) -> str:
     try:
         decisions, _ = decision_documents(layout)

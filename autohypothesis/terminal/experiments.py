@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.results import Results
 from autohypothesis.plain import plain_line
 from autohypothesis.records.rows import IMPORTED, NOT_EVIDENCE
 from autohypothesis.schema import NO_SANDBOX
@@ -29,6 +28,9 @@ from autohypothesis.terminal.parts import (
     table,
     titled,
 )
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.overview.results import Results
 
 RUN_AGAIN = ("confirmed", "refuted")
 

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.overview import (
-    BestRun,
-    Notice,
-    Overview,
-    RoleView,
-    WaitingHypothesis,
-    WorkerView,
-)
-from autohypothesis.fleet.overview.results import Digest
-from autohypothesis.fleet.queue.states import QueuePlace
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
-from autohypothesis.schema import Brief, Finding, Hypothesis
 from autohypothesis.terminal.parts import (
     FIXED,
     SHORTENED,
@@ -38,6 +28,19 @@ from autohypothesis.terminal.parts import (
     table,
     titled,
 )
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.overview.overview import (
+        BestRun,
+        Notice,
+        Overview,
+        RoleView,
+        WaitingHypothesis,
+        WorkerView,
+    )
+    from autohypothesis.fleet.overview.results import Digest
+    from autohypothesis.fleet.queue.states import QueuePlace
+    from autohypothesis.schema import Brief, Finding, Hypothesis
 
 BAR = 10
 AWAITING = 3

@@ -15,7 +15,6 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import (
-    COURIER,
     ClaimAnswer,
     ClaimRequest,
     tree_of_commit,
@@ -443,7 +442,7 @@ def test_only_what_is_said_to_be_better_and_was_not_tried_is_proposed(decided: P
 
 def test_a_courier_that_is_gone_is_no_way_to_the_hub(fleet_project: Project) -> None:
     assert not incoming.hub_connection(fleet_project.layout).is_open
-    status = presence.own_status(COURIER, state="working", details={"reachable": True})
+    status = presence.own_status(presence.COURIER, state="working", details={"reachable": True})
     presence.write_role(fleet_project.layout, status)
     assert incoming.hub_connection(fleet_project.layout).is_open
     gone = status.model_copy(update={"process_start": 1.0})

@@ -35,7 +35,6 @@ from autohypothesis.schema import (
 )
 from autohypothesis.schema import Others as Quoted
 
-COURIER = "courier"
 _FEED_LIMIT = 1 << 20
 _LINE = 280
 _RESULTS, _FRONTIER, _DISCUSSION = 16, 8, 8
@@ -51,7 +50,7 @@ class HubConnection(NamedTuple):
 
 def hub_connection(layout: Layout) -> HubConnection:
     """Return the connection by the courier's status, while it lives."""
-    status = presence.read_role(layout, COURIER)
+    status = presence.read_role(layout, presence.COURIER)
     if status is None or not presence.role_lives(status):
         return HubConnection(False, "no courier is at work")
     return HubConnection(bool(status.details.get("reachable")), "; ".join(status.problems))

@@ -17,9 +17,8 @@ from hashlib import sha256
 from itertools import accumulate
 from operator import sub
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError, UsageError
 from autohypothesis.plain import plain, table_text, templates
 from autohypothesis.records.files import load, read_bytes, write_atomic, write_json
@@ -38,6 +37,9 @@ from autohypothesis.schema import (
     finite,
     now,
 )
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.project import Project
 
 MAX_FINDINGS = MAX_REGIONS = MAX_KNOBS = 40
 MAX_HISTORY = 100

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis import system
-from autohypothesis.engine.collect import busy_workers, uncollected
-from autohypothesis.engine.project import is_running
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import load, load_or_none, write_json
@@ -33,7 +31,9 @@ _TABLES = ("metrics", "progress", "memory")
 LOOP = "loop"
 """Name of the lock and the status of a single loop."""
 LOOP_WORKER = "solo"
-ROLES = (LOOP, "supervisor", "observer", "tool-builder", "courier")
+COURIER = "courier"
+"""The role that speaks to the hub; a fleet without a hub has none."""
+ROLES = (LOOP, "supervisor", "observer", "tool-builder", COURIER)
 ENDED_STATES = ("stopped", "finished", "failed")
 _WATCH_HINT = "watch it: python orchestrator.py monitor, or end it: python orchestrator.py down"
 
@@ -265,6 +265,9 @@ def refuse_another_machine(layout: Layout) -> None:
 
 def list_active(layout: Layout) -> list[str]:
     """Return the roles, workers and experiments of a fleet that live, each in a few words."""
+    from autohypothesis.engine.collect import uncollected
+    from autohypothesis.engine.project import is_running
+
     roles = (name for name in ROLES if name != LOOP)
     running = (name for name in uncollected(layout) if is_running(layout, name))
     return [
@@ -288,11 +291,13 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
     for name in (worker_lock(worker), f"worktree-{worker}"):
         if holder := held(layout, name):
             return holder
+    import psutil
+
+    from autohypothesis.engine.collect import busy_workers
+
     if worker in busy_workers(layout):
         return "an experiment that is not collected yet"
     folders = [os.path.realpath(folder) for folder in (worktree, layout.export(worktree.name))]
-    import psutil
-
     for pid in psutil.pids() if system.LINUX else ():
         with suppress(OSError):  # of another user, or gone
             here = os.readlink(f"/proc/{pid}/cwd") + os.sep

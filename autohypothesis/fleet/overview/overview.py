@@ -18,8 +18,13 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.hub_sync.incoming import COURIER
-from autohypothesis.fleet.live.presence import ENDED_STATES, LOOP, role_lives, worker_lives
+from autohypothesis.fleet.live.presence import (
+    COURIER,
+    ENDED_STATES,
+    LOOP,
+    role_lives,
+    worker_lives,
+)
 from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import as_called

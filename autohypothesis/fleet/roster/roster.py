@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, Outcome, Resources
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
+from autohypothesis.engine.project import Project, new_tag, reference_ref
 from autohypothesis.engine.runner import ProgressListener, run
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
@@ -44,7 +44,7 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import best_kept, first_baseline, of_tag
 from autohypothesis.records.layout import checked_id
-from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.ledger import active_tag, read_ledger
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Decision, Manifest, Worker
 

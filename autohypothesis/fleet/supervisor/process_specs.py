@@ -14,9 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from autohypothesis.errors import AutohypothesisError, FleetError
-from autohypothesis.fleet.hub_sync.incoming import COURIER
 from autohypothesis.fleet.live import presence
-from autohypothesis.fleet.live.presence import read_manifest
+from autohypothesis.fleet.live.presence import COURIER, read_manifest
 from autohypothesis.fleet.live.quarantine import device_problem
 from autohypothesis.fleet.live.stop import SUPERVISOR
 from autohypothesis.installation import program_script

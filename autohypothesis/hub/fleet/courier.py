@@ -22,7 +22,6 @@ from autohypothesis.errors import (
     LockError,
     UndeliverableError,
 )
-from autohypothesis.fleet.hub_sync.incoming import COURIER
 from autohypothesis.fleet.hub_sync.outgoing import (
     LINE,
     PENDING,
@@ -36,6 +35,7 @@ from autohypothesis.fleet.hub_sync.outgoing import (
 )
 from autohypothesis.fleet.hub_sync.outgoing import REFUTED as TAKEN_BACK
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.presence import COURIER
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.hub import result_line
 from autohypothesis.hub.client.credentials import Credentials

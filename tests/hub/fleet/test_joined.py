@@ -19,7 +19,7 @@ from autohypothesis import sandbox
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
-from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest, FeedReader
+from autohypothesis.fleet.hub_sync.incoming import ClaimRequest, FeedReader
 from autohypothesis.fleet.hub_sync.outgoing import PENDING, REFUSED, SENT, HubReporter, Outbox
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
@@ -83,7 +83,7 @@ def decide(project: Project, rate: float, count: int) -> None:
 
 
 def courier_status(project: Project) -> Any:
-    status = presence.read_role(project.layout, COURIER)
+    status = presence.read_role(project.layout, presence.COURIER)
     assert status is not None
     return status
 
@@ -254,7 +254,8 @@ IDEA = ClaimRequest("a" * 64, "b" * 64, f"n1:{'c' * 40}", "an idea", 600.0)
 def reachable(project: Project) -> None:
     """A courier that says that the hub answers."""
     presence.write_role(
-        project.layout, presence.own_status(COURIER, state="working", details={"reachable": True})
+        project.layout,
+        presence.own_status(presence.COURIER, state="working", details={"reachable": True}),
     )
 
 
