@@ -30,7 +30,7 @@ from pydantic import (
 # ── words ───────────────────────────────────────────────────────────────────────────────────
 
 ExecutionStatus = Literal["planned", "running", "completed", "failed"]
-DecisionStatus = Literal["review_pending", "keep", "discard", "crash", "replicate"]
+DecisionStatus = Literal["review_pending", "keep", "discard", "crash", "replicate", "cancelled"]
 Confirmation = Literal["none", "provisional", "confirmed", "refuted"]
 HypothesisState = Literal["pending", "dispatched", "running", "done"]
 FailureKind = Literal[
@@ -43,6 +43,7 @@ FailureKind = Literal[
     "nothing_new",
     "contended",
     "infra",
+    "cancelled",
 ]
 EventType = Literal["run_started", "heartbeat", "run_completed", "run_failed"]
 WorkerState = Literal["idle", "preparing", "training", "scoring", "reporting", "benched", "stopped"]
@@ -473,7 +474,7 @@ class Decision(Tolerant):
     hypothesis_id: str = ""
     commit: str = ""
     base_commit: str | None = None
-    decision_status: Literal["keep", "discard", "crash", "replicate"]
+    decision_status: Literal["keep", "discard", "crash", "replicate", "cancelled"]
     reason: str = ""
     """One word: improved, simpler, baseline, replicate, worse, within_noise, not_confirmed,
     stale_base, constraint, unattested, a failure kind, or by_hand."""
@@ -595,13 +596,18 @@ class Leaderboard(Tolerant):
 
     generated_at: Time
     total_runs: int
+    """Of the tag, whatever became of them."""
     decided_runs: int
+    """Kept, discarded or crashed: repeats, and what was lost or cancelled, are not among them."""
+    outcomes: dict[str, int] = {}
+    """keep, discard, crash, replicate, lost (a crash by a fault of the machine), cancelled,
+    undecided, damaged -> number."""
     active_workers: int
     best_run: dict[str, Any] | None
     baseline: Number = None
     """Value of the first kept run of the unchanged script, on the platform of the best."""
     keep_rate: Number
-    """Kept over decided, baselines not counted; null before the first decision."""
+    """Kept over decided runs, baselines not counted; null before the first decision."""
 
 
 class Problem(Strict):

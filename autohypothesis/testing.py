@@ -144,7 +144,7 @@ class ExecutorSuite:
         executor.cancel(experiment_id)
         wait_for_end(executor, experiment_id)
         result = executor.collect(experiment_id)
-        assert (result.status, result.failure_kind) == ("failed", "infra")
+        assert (result.status, result.failure_kind) == ("failed", "cancelled")
         assert result.metric_value is None
 
     def test_an_unknown_experiment_is_absent(self, executor: Executor) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.supervisor.supervisor import Outcome
     from autohypothesis.schema import Decision
 
-WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate": "repeated"}
-
 
 @app.command("run-loop")
 def run_loop(
@@ -180,9 +178,7 @@ def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
 
 def _word(decision: Decision) -> str:
     """Return the outcome in a word; a kept baseline is no find."""
-    from autohypothesis.records.rows import NOT_EVIDENCE
+    from autohypothesis.records.outcomes import shown_as
 
-    if decision.reason in NOT_EVIDENCE:
-        return "lost"
     is_baseline = decision.decision_status == "keep" and not decision.base_commit
-    return "baseline" if is_baseline else WORDS[decision.decision_status]
+    return "baseline" if is_baseline else shown_as(decision.decision_status, decision.reason)

@@ -111,15 +111,15 @@ class FleetLines:
 def line_of(decision: dict[str, Any]) -> str:
     """Return `keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
     from autohypothesis.plain import table_text
-    from autohypothesis.records.rows import NOT_EVIDENCE
+    from autohypothesis.records.outcomes import shown_as
 
-    lost = decision.get("reason") in NOT_EVIDENCE
-    value = decision.get("metric_value")
+    reason, value = str(decision.get("reason", "")), decision.get("metric_value")
+    status = shown_as(str(decision.get("decision_status", "?")), reason)
     words = [
-        f"{'lost' if lost else decision.get('decision_status', '?')!s:<9}",
+        f"{status:<9}",
         str(decision.get("experiment_id", "?")),
         f"{value:.6f}" if isinstance(value, (int, float)) else "-",
-        str(decision.get("reason", "")),
+        *([reason] if reason != status else []),
     ]
     if detail := decision.get("detail"):
         words.append(f"({detail})")

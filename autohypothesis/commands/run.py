@@ -221,6 +221,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     """
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.runner import confirm
+    from autohypothesis.records.outcomes import shown_as
 
     def ran(run: Experiment, made: Outcome, win: NeedsRuns) -> None:
         if lines:
@@ -235,7 +236,8 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     )
     for decision in decisions:
         if decision.decision_status != "replicate":
-            remark(f"{decision.decision_status}: {decision.reason}, {decision.detail}")
+            status = shown_as(decision.decision_status, decision.reason)
+            remark(f"{status}: {decision.reason}, {decision.detail}")
     return len(decisions)
 
 
@@ -360,12 +362,14 @@ def _settle(
 def print_decision(decision: Decision) -> None:
     from rich.markup import escape
 
+    from autohypothesis.records.outcomes import shown_as
     from autohypothesis.terminal.parts import styled
 
     moved = ""
     if decision.reference_after and decision.reference_after != decision.reference_before:
         moved = f"; the reference is now {decision.reference_after[:7]}"
+    status = shown_as(decision.decision_status, decision.reason)
     detail = f" ({decision.detail})" if decision.detail else ""
-    why = escape(f"{decision.reason}{detail}{moved}")
-    status = styled(decision.decision_status)
-    out().print(f"{escape(decision.experiment_id)}: {status}, {why}", soft_wrap=True)
+    why = decision.detail if decision.reason == status else f"{decision.reason}{detail}"
+    name = escape(decision.experiment_id)
+    out().print(f"{name}: {styled(status)}, {escape(why + moved)}", soft_wrap=True)

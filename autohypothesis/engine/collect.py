@@ -313,7 +313,7 @@ def _failure(
     """Return the first thing that is wrong; infrastructure first, since it is no evidence."""
     metric = spec.task.objective.metric
     failure = classify(document, tail, score.value, metric_name=metric)
-    if failure is not None and failure.kind == "infra":
+    if failure is not None and failure.kind in ("infra", "cancelled"):
         return failure
     if touched:
         return Failure("invalid", f"the training changed {', '.join(touched)}")

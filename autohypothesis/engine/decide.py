@@ -31,6 +31,7 @@ from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.layout import Layout
+from autohypothesis.records.rows import VALUELESS
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
 
@@ -288,7 +289,7 @@ class _Settling:
                 )
         past.reference = after
         _stamp(project, decision)
-        if decision.decision_status in ("discard", "crash"):
+        if decision.decision_status in ("discard", *VALUELESS):
             # Nothing is built on it, and its commit and seed make the weights again.
             with suppress(OSError):  # `trim_weights` removes them later
                 project.layout.run(experiment_id).weights.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from autohypothesis.system import disk_full_advice
 if TYPE_CHECKING:
     from autohypothesis.schema import FailureKind, Result
 
-CANCELLED = "cancelled"
+CANCELLED = "stopped before its end"
 NO_SHIM = "the shim ended without writing exit.json"
 _ZERO_SHARE = 0.01  # of the budget: a training shorter than this did not train
 _DETAIL = 300
@@ -110,12 +110,12 @@ def is_device_evidence(result: Result) -> bool:
 
 
 def is_interruption(detail: str) -> bool:
-    """Return whether an `infra` failure, by its detail, is a `down` or a kill of the shim.
+    """Return whether an `infra` failure, by its detail, is a kill of the shim.
 
-    Such a run comes back without end. All others may be the script's own doing (an alarm, a full
-    disk), and come back a few times.
+    Such a run comes back without end, as a cancelled one does. All others may be the script's own
+    doing (an alarm, a full disk), and come back a few times.
     """
-    return detail in (CANCELLED, NO_SHIM)
+    return detail == NO_SHIM
 
 
 def room_in(text: str) -> str:
@@ -195,7 +195,7 @@ def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
         error = str(exit.get("error") or "the shim failed")
         return Failure("infra", room_in(error) or error)
     if exit.get("status") == "cancelled":
-        return Failure("infra", CANCELLED)
+        return Failure("cancelled", CANCELLED)
     lost = _lost(part_of(exit, "device"))
     return Failure("infra", lost) if lost else None
 

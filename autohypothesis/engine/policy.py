@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _EXACT = 1e-12
 """Tolerance for errors of floating-point arithmetic."""
-_NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
+_NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended", "cancelled")
 MAX_INFRA_RETRIES = 5
 """Infrastructure failures of one hypothesis; the next one counts as a crash."""
 _NEVER_NEGATIVE = ("val_bpb",)
@@ -115,7 +115,7 @@ class Evidence:
 class Verdict(NamedTuple):
     """A decision and its reason. `improvement` is positive when better, in either direction."""
 
-    decision_status: Literal["keep", "discard", "crash", "replicate"]
+    decision_status: Literal["keep", "discard", "crash", "replicate", "cancelled"]
     reason: str
     detail: str = ""
     improvement: float | None = None
@@ -166,7 +166,12 @@ def better_by(value: float, reference: float, direction: Direction) -> float:
 
 
 def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
-    """Return a crash; infrastructure failures are requeued up to the limit of retries."""
+    """Return a crash; infrastructure failures are requeued up to the limit of retries.
+
+    What a person stopped is no crash, and comes back however often.
+    """
+    if kind == "cancelled":
+        return Verdict("cancelled", kind, evidence.failure_detail, requeue=True)
     if kind == "nothing_new":
         return Verdict("discard", kind, evidence.failure_detail)
     if kind not in _NO_EVIDENCE or evidence.may_retry:

@@ -49,8 +49,8 @@ from autohypothesis.records import jsonl, locks
 from autohypothesis.records.files import load_or_none, read_bytes, read_object
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
+from autohypothesis.records.outcomes import shown_as
 from autohypothesis.records.outputs import refuse_foreign_lines
-from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision, Metadata, Plan, finite
 
 MAX_NAMED = 4
@@ -288,7 +288,7 @@ def line_of(project: Project, decision: Decision) -> dict[str, Any]:
         "task_id": project.task.id,
         "iteration_id": decision.experiment_id,
         "tag": decision.tag,
-        "status": "lost" if decision.reason in NOT_EVIDENCE else decision.decision_status,
+        "status": shown_as(decision.decision_status, decision.reason),
         "reason": decision.reason,
         "detail": decision.detail,
         "description": result.get("title") or "",

@@ -18,6 +18,7 @@ from autohypothesis.errors import UsageError
 from autohypothesis.fleet.hub_sync.outgoing import REPORTED_STATUSES
 from autohypothesis.hub.protocol import LARGEST
 from autohypothesis.plain import table_text
+from autohypothesis.records.outcomes import shown_as
 from autohypothesis.schema import finite
 
 Mark = Literal["", "DISCARD", "CRASH"]
@@ -162,7 +163,7 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
     Raises:
         UsageError: it is not decided, or has no commit.
     """
-    name, status = row["id"], str(row.get("status"))
+    name, status = row["id"], shown_as(str(row.get("status")), row.get("failure_kind"))
     if status not in REPORTED_STATUSES or not row.get("commit"):
         raise UsageError(
             f"{name} is {status}, and only what is decided is told to others",

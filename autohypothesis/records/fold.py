@@ -22,6 +22,7 @@ from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,
     IMPORTED,
+    VALUELESS,
     Facts,
     Placement,
     RowDocument,
@@ -213,7 +214,7 @@ def row_without_bundle(decision: Document) -> RowDocument:
         commit=decision["commit"],
         parent_commit=decision["base_commit"],
         timestamp=decision["recorded_at"],
-        execution_status="completed" if decision["decision_status"] != "crash" else "failed",
+        execution_status="failed" if decision["decision_status"] in VALUELESS else "completed",
         hypothesis_id=decision["hypothesis_id"],
         description=decision["detail"],
         platform_key=decision["platform_key"],
@@ -294,8 +295,8 @@ def _value(latest: Document, fact: Facts) -> list[str]:
         return []
     if fact.recorded_value != decided:
         return [_says("metric_value", fact.recorded_value, decided)]
-    crashed = latest["decision_status"] == "crash" and latest["reason"] in FAILURE_KINDS
-    if not crashed or latest["reason"] == "no_metric":
+    failed = latest["decision_status"] in VALUELESS and latest["reason"] in FAILURE_KINDS
+    if not failed or latest["reason"] == "no_metric":
         return []
     kind = (fact.failure_kind or "code_error") if fact.execution_status == "failed" else None
     return _differing(("failure_kind", kind, latest["reason"]))

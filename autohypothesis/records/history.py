@@ -168,14 +168,14 @@ class DecisionHistory:
         )
 
     def counted(self) -> int:
-        """Return how many experiments are decided, without those lost to infrastructure."""
+        """Return how many experiments are decided, without those that were lost or cancelled."""
         return sum(not is_lost(decision) for decision in self.latest.values())
 
     def tally(self) -> dict[str, int]:
         """Return how many are decided, how many changes were kept, how many runs came back."""
         every = self.latest.values()
         return {
-            "decided": len(self.latest),
+            "decided": self.counted(),
             "kept": sum(d.decision_status == "keep" and bool(d.base_commit) for d in every),
             "requeued": sum(d.requeue for d in every),
         }
@@ -224,7 +224,7 @@ class DecisionHistory:
 
 def is_lost(decision: Decision) -> bool:
     """Return whether the run is no evidence: its hypothesis is queued again, and not counted."""
-    return decision.decision_status == "crash" and decision.requeue
+    return decision.decision_status in ("crash", "cancelled") and decision.requeue
 
 
 def _is_evidence(decision: Decision) -> bool:

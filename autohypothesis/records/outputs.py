@@ -42,7 +42,7 @@ from autohypothesis.records.files import (
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import LIMIT
-from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
+from autohypothesis.records.rows import DECIDED, MB_PER_GB, VALUELESS, real
 from autohypothesis.records.tables import COLUMNS
 from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, finite, now
 from autohypothesis.system import rename_exclusive
@@ -171,7 +171,7 @@ def picture_place(layout: Layout) -> Path:
 
 
 BY_HAND_WORKER = "by-hand"
-FAILED = ("crash", "failed", "artifact_invalid")
+FAILED = (*VALUELESS, "failed", "artifact_invalid")
 MOST = 2_000
 """Lines that are taken in at once; a longer table is the user's data, no note of a run."""
 

@@ -22,7 +22,9 @@ MB_PER_GB = 1024.0
 DECIDED = ("keep", "discard", "crash")
 IMPORTED = "imported"
 """The tag of runs that another tool made and decided, and the maker of those decisions."""
-NOT_EVIDENCE = ("infra", "contended")
+VALUELESS = ("crash", "cancelled")
+"""Decisions about runs without a value."""
+NOT_EVIDENCE = ("infra", "contended", "cancelled")
 """Failures that say nothing about the hypothesis."""
 
 _EMPTY: RowDocument = Row(id="").model_dump(mode="json")
@@ -168,6 +170,8 @@ def _from_result(row: RowDocument, result: Document) -> None:
         row[key] = result[key]
     if result["failure_detail"]:
         row["notes"].append(result["failure_detail"])
+    if result["failure_kind"] == "cancelled":
+        row["status"] = "cancelled"
     if result["status"] != "completed":
         return
     name = result["metric_name"]

@@ -11,7 +11,8 @@ from pydantic_core import from_json
 from autohypothesis.plain import table_text
 from autohypothesis.records.history import best_of
 from autohypothesis.records.ledger import Folded, FoldEntry
-from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
+from autohypothesis.records.outcomes import Tally, counted_as, shown_as, tally
+from autohypothesis.records.rows import DECIDED, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"
@@ -56,16 +57,25 @@ def _decided(entries: Iterable[FoldEntry], tag: str) -> list[FoldEntry]:
 def _left_out(facts: Facts, placement: Placement) -> bool:
     """Replicates, what is not decided, and failures that say nothing about the hypothesis."""
     return (
-        placement.status not in DECIDED
+        shown_as(placement.status, facts.failure_kind) not in DECIDED
         or facts.replicates is not None
-        or _lost(facts, placement)
         or facts.failure_kind == "nothing_new"
     )
 
 
-def _lost(facts: Facts, placement: Placement | None) -> bool:
-    crashed = placement is not None and placement.status == "crash"
-    return crashed and facts.failure_kind in NOT_EVIDENCE
+def _counted(entries: Iterable[FoldEntry]) -> Tally:
+    return tally((_word_of(entry), entry.facts.baseline) for entry in entries)
+
+
+def _word_of(entry: FoldEntry) -> str:
+    facts, placed = entry.facts, entry.placement
+    if facts.damage or entry.wrong:
+        status = "damaged"
+    elif placed is None:
+        status = "cancelled" if facts.failure_kind == "cancelled" else ""
+    else:
+        status = placed.status
+    return counted_as(status, facts.failure_kind, facts.replicates, is_decided=placed is not None)
 
 
 def _tsv_line(facts: Facts, placement: Placement) -> str:
@@ -102,9 +112,7 @@ def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
     """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
     mine = [entry for entry in folded.entries.values() if _tag_of(entry) == tag]
-    decided = [e for e in mine if e.placement is not None and e.placement.status in DECIDED]
-    tried = [e for e in decided if not e.facts.baseline and not _lost(e.facts, e.placement)]
-    kept = sum(1 for entry in tried if entry.placement and entry.placement.status == "keep")
+    counted = _counted(mine)
     best = best_of(
         {
             key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
@@ -119,11 +127,12 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     )
     return {
         "total_runs": len(mine),
-        "decided_runs": len(decided),
+        "decided_runs": counted.tried,
+        "outcomes": counted.outcomes,
         "active_workers": active_workers,
         "best_run": row_of(folded, best) if best is not None else None,
         "baseline": _baseline_of(folded.entries, tag, best),
-        "keep_rate": round(kept / len(tried), 4) if tried else None,
+        "keep_rate": None if counted.keep_rate is None else round(counted.keep_rate, 4),
         "tag": tag,
     }
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.plain import plain_line
-from autohypothesis.records.rows import IMPORTED, NOT_EVIDENCE
+from autohypothesis.records.outcomes import shown_as
+from autohypothesis.records.rows import IMPORTED
 from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.parts import (
     STATUS_STYLE,
@@ -57,11 +58,10 @@ def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def shown_status(row: Mapping[str, Any]) -> str:
     """Return the decision, with the failure kind, the confirmation, or a missing sandbox."""
-    status = str(row.get("status") or row.get("execution_status") or "")
-    if status == "crash" and row.get("failure_kind") in NOT_EVIDENCE:
-        status = "lost"
-    confirmation = row.get("confirmation")
-    words = [row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")]
+    kind, confirmation = row.get("failure_kind"), row.get("confirmation")
+    status = shown_as(str(row.get("status") or row.get("execution_status") or ""), kind)
+    words = [kind or (confirmation if confirmation in RUN_AGAIN else "")]
+    words = [word for word in words if word != status]
     if row.get("decided_by") == IMPORTED:
         words.append(IMPORTED)
     if status == "keep" and row.get("sandbox") in NO_SANDBOX:
@@ -153,7 +153,7 @@ def results_page(results: Results, count: int, *, kept_only: bool = False) -> Re
 def _numbers(results: Results) -> Iterator[tuple[str, Cell]]:
     metric = plain_line(results.metric)
     yield "search", Text(plain_line(f"{results.tag or 'a search'} in {results.source}"), "bold")
-    yield "experiments", _counts(results)
+    yield "experiments", counts_text(results.outcomes)
     if results.start is not None:
         yield "start", f"{metric} {number(results.start.value, 6)}"
     if results.best is not None:
@@ -167,15 +167,6 @@ def _numbers(results: Results) -> Iterator[tuple[str, Cell]]:
         kinds = (f"{count} {plain_line(kind)}" for kind, count in results.crashes.items())
         yield "crashes", ", ".join(kinds)
     yield "time", _time(results)
-
-
-def _counts(results: Results) -> Text:
-    counts = [("keep", results.kept), ("discard", results.discarded), ("crash", results.crashed)]
-    text = counts_text(results.experiments, counts)
-    for name, value in (("repeats", results.repeats), ("undecided", results.undecided)):
-        if value:
-            text.append(f"; {value:,} {name}")
-    return text
 
 
 def _time(results: Results) -> str:

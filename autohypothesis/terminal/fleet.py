@@ -83,7 +83,7 @@ def _search(view: Overview) -> Iterator[tuple[str, Cell]]:
     yield "best", _best(view.best)
     if view.best is not None and view.best.title:
         yield "", Text(plain_line(view.best.title), "italic", no_wrap=True, overflow="ellipsis")
-    yield "tried", _tried(view)
+    yield "experiments", _counted(view)
     for win in view.awaiting[:AWAITING]:
         text = Text(f"{plain_line(win.experiment_id)} {win.words}", "yellow")
         yield "a win", text.append(f": {plain_line(win.found)}", "default")
@@ -109,11 +109,11 @@ def _best(best: BestRun | None) -> Text:
     return text
 
 
-def _tried(view: Overview) -> str:
-    if view.experiments is None:
-        return "nothing yet"
-    kept = "" if view.keep_rate is None else f", {share(view.keep_rate)} of them kept"
-    return f"{view.experiments:,} experiments, {view.decided or 0:,} decided{kept}"
+def _counted(view: Overview) -> Text:
+    if not view.outcomes:
+        return Text("nothing yet", "bright_black")
+    kept = "" if view.keep_rate is None else f"; keep rate {share(view.keep_rate)}"
+    return counts_text(view.outcomes).append(kept)
 
 
 def named(name: str, state: str, alive: bool) -> Text:
@@ -278,13 +278,14 @@ def digest_page(page: Digest) -> RenderableType:
         parts.append(titled("look at this first", _needs(page.first)))
     if page.kept:
         parts.append(titled("kept, in the order of the decisions", _kept(page)))
-    if page.crashes:
-        crashes = [
-            (Text(plain_line(crash.kind), "red"), f"{crash.count:,}", crash.example, crash.detail)
-            for crash in page.crashes
-        ]
+    for title, failures in (("crash", page.crashes), ("lost, and queued again", page.lost)):
         names: tuple[str, ...] = ("kind", "times", "for example", "")
-        parts.append(titled("crashed", table(names, crashes, right=(1,))))
+        rows = [
+            (Text(plain_line(each.kind), "red"), f"{each.count:,}", each.example, each.detail)
+            for each in failures
+        ]
+        if rows:
+            parts.append(titled(title, table(names, rows, right=(1,))))
     if page.workers:
         used = [
             (use.worker_id, f"{use.experiments:,}", f"{use.device_hours:,.2f}",
@@ -308,7 +309,7 @@ def digest_page(page: Digest) -> RenderableType:
 def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
     span = f"the last {duration((page.until - page.since).total_seconds())}" if page.since else ""
     yield "search", Text(page.tag or "none yet", "bold").append(f"  {span}", "default")
-    yield "decided", _decided(page)
+    yield "experiments", _decided(page)
     if page.confirmed or page.not_confirmed:
         yield "wins", _wins(page)
     best = page.overview.best
@@ -326,9 +327,7 @@ def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
 def _decided(page: Digest) -> Text:
     if not page.decided:
         return Text("nothing yet", "bright_black")
-    text = counts_text(
-        sum(page.decided.values()), sorted(page.decided.items(), key=lambda item: -item[1])
-    )
+    text = counts_text(page.decided)
     if page.experiments_per_hour is not None:
         rate = f"{page.experiments_per_hour:,.1f} an hour over {duration(page.hours * 3600)}"
         text.append(f"; {rate}")

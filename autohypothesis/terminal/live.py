@@ -18,7 +18,7 @@ from autohypothesis.fleet.overview.overview import Overview, WorkerView, overvie
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
-from autohypothesis.records.history import DecisionHistory, LiveHistory
+from autohypothesis.records.history import DecisionHistory, LiveHistory, is_lost
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.rows import real
@@ -144,7 +144,10 @@ class Monitor:
         for win in view.awaiting[:1]:
             text.append(f"; {plain_line(win.experiment_id)} {win.words}", "yellow")
         begin = now() - timedelta(hours=1)
-        recent = sum(decision.recorded_at > begin for decision in self._history.decisions)
+        recent = sum(
+            decision.recorded_at > begin and not is_lost(decision)
+            for decision in self._history.decisions
+        )
         text.append(f"; {recent} decided in the last hour", "bright_black")
         return text
 

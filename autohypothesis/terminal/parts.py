@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.plain import plain_line
+from autohypothesis.records.outcomes import WORDS, tried
+from autohypothesis.records.rows import DECIDED
 
 Cell = Text | str
 
@@ -26,6 +28,7 @@ STATUS_STYLE = {
     "discard": "bright_black",
     "crash": "red",
     "lost": "yellow",
+    "cancelled": "bright_black",
     "replicate": "cyan",
     "review_pending": "yellow",
     "planned": "blue",
@@ -134,12 +137,20 @@ def titled(title: str, body: RenderableType) -> RenderableType:
     return Group(Text(""), Text(title, "bold"), body)
 
 
-def counts_text(total: int, counts: Iterable[tuple[str, int]]) -> Text:
-    """Return `12: 3 keep, 9 discard`, each status in its colour."""
-    text = Text(f"{total:,}: ")
-    for index, (status, count) in enumerate(counts):
-        text.append(", " if index else "")
-        text.append(f"{count:,} {status}", STATUS_STYLE.get(status, ""))
+def counts_text(outcomes: Mapping[str, int]) -> Text:
+    """Return `12: 3 keep, 9 discard, 0 crash; 1 cancelled`, each word in its colour.
+
+    Args:
+        outcomes: word of `records.outcomes` -> number. What makes no rate stands behind.
+    """
+    text, between = Text(f"{tried(outcomes):,}"), ": "
+    others = [word for word in WORDS if word not in DECIDED and outcomes.get(word)]
+    for words in (DECIDED, others):
+        for word in words:
+            text.append(between)
+            text.append(f"{outcomes.get(word, 0):,} {word}", STATUS_STYLE.get(word, ""))
+            between = ", "
+        between = "; "
     return text
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from autohypothesis.plain import plain_line
 from autohypothesis.records.files import write_atomic
+from autohypothesis.records.outcomes import tally_rows, tried, word_of
 from autohypothesis.records.outputs import PICTURE_MARK
+from autohypothesis.records.rows import DECIDED
 
 # Okabe and Ito's colours, told apart by people who do not tell red from green.
 KEEP, DISCARD, CRASH, LINE = "#009E73", "#9A9A9A", "#D55E00", "#0072B2"
@@ -53,16 +55,16 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
 
 
 def _headline(decided: Sequence[Mapping[str, Any]], tag: str) -> str:
-    kept = sum(row["status"] == "keep" for row in decided)
-    crashed = sum(row["status"] == "crash" for row in decided)
-    text = f"{tag or 'no tag yet'}: {len(decided)} experiments, {kept} kept, {crashed} crashed"
+    outcomes = tally_rows(decided).outcomes
+    counts = ", ".join(f"{outcomes.get(word, 0)} {word}" for word in DECIDED)
+    text = f"{tag or 'no tag yet'}: {tried(outcomes)} experiments, {counts}"
     devices = sorted({row["gpu_name"] for row in decided if row.get("gpu_name")})
     return f"{text}  ({', '.join(devices)})" if devices else text
 
 
 def _draw_points(axes: Any, decided: Sequence[Mapping[str, Any]]) -> None:
     measured = [row for row in decided if row.get("metric_value") is not None]
-    failed = [row["ordinal"] for row in decided if row.get("metric_value") is None]
+    failed = [row["ordinal"] for row in decided if word_of(row) == "crash"]
     for status, fill, edge, size in (
         ("discard", DISCARD, "white", 26),
         ("replicate", "white", DISCARD, 26),

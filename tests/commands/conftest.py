@@ -18,6 +18,7 @@ from autohypothesis.records.files import read_json
 from autohypothesis.records.files import write_json as write_durably
 from autohypothesis.records.git import Repository
 from autohypothesis.records.locks import Process
+from autohypothesis.records.rows import VALUELESS
 from autohypothesis.schema import Heartbeat, RoleStatus, now, rfc3339
 from tests.records.conftest import Lab
 
@@ -126,7 +127,7 @@ class FleetFolder(Lab):
         )  # fmt: skip
         self.bundle(
             name, value, tag=TAG, title=f"title of {name}", decision_status=status,
-            status="failed" if status == "crash" else "completed", decision_id=decision,
+            status="failed" if status in VALUELESS else "completed", decision_id=decision,
             parent_commit=None if hypothesis_id.startswith("baseline") else self.head,
             failure_kind=kind, failure_detail=f"why it failed: {kind}" if kind else "", **made,
         )  # fmt: skip

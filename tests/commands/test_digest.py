@@ -36,7 +36,7 @@ def night(fleet: Any) -> Any:
 def test_each_keep_is_told_with_its_gain(night: Any) -> None:
     page = digest(night.layout)
 
-    assert page.decided == {"keep": 4, "discard": 1, "crash": 3}
+    assert page.decided == {"keep": 4, "discard": 1, "crash": 2, "lost": 1}
     assert [step.experiment_id for step in page.kept] == [
         "baseline-nov20-1", "h-nov20-0001-1", "h-nov20-0006-1", "h-nov20-0007-1",
     ]  # fmt: skip
@@ -50,12 +50,13 @@ def test_each_keep_is_told_with_its_gain(night: Any) -> None:
 
 
 def test_crashes_are_counted_by_kind_with_an_example(night: Any) -> None:
-    crashes = digest(night.layout).crashes
+    page = digest(night.layout)
 
-    assert [(one.kind, one.count, one.example) for one in crashes] == [
-        ("oom", 2, "h-nov20-0004-1"), ("infra", 1, "h-nov20-0005-1"),
-    ]  # fmt: skip
-    assert crashes[0].detail == "why it failed: oom"
+    assert [(one.kind, one.count, one.example) for one in page.crashes] == [
+        ("oom", 2, "h-nov20-0004-1")
+    ]
+    assert page.crashes[0].detail == "why it failed: oom"
+    assert [(one.kind, one.count) for one in page.lost] == [("infra", 1)]
 
 
 def test_device_hours_and_idle_time_come_from_what_the_shims_wrote(night: Any) -> None:
@@ -123,7 +124,7 @@ def test_an_overruled_decision_counts_once_and_as_it_stands(night: Any) -> None:
 
     page = digest(night.layout)
 
-    assert page.decided == {"keep": 3, "discard": 2, "crash": 3}
+    assert page.decided == {"keep": 3, "discard": 2, "crash": 2, "lost": 1}
     assert "h-nov20-0001-1" not in [step.experiment_id for step in page.kept]
 
 
@@ -172,7 +173,7 @@ def test_what_to_look_at_first_begins_with_what_is_wrong(night: Any) -> None:
 
     assert first[0] == "observer: proposer command:idea failed"
     assert first[1].startswith("h-nov20-0007-1 was kept, and its gain did not hold")
-    assert any("3 of 8 crashed, most often: oom" in line for line in first)
+    assert any("2 of 7 crashed, most often: oom" in line for line in first)
     assert any("the largest gain of one step: title of h-nov20-0001-1" in line for line in first)
 
 
@@ -181,7 +182,7 @@ def test_the_page_is_whole_on_a_narrow_screen(night: Any, page: Any, width: int)
     text = page(digest_page(digest(night.layout)), width)
 
     assert all(len(line) <= width for line in text.splitlines())
-    for word in ("8: 4 keep, 3 crash, 1 discard", "baseline-nov20-1", "+0.1000 +6.7 %",
+    for word in ("7: 4 keep, 1 discard, 2 crash; 1 lost", "baseline-nov20-1", "+0.1000 +6.7 %",
                  "provisional", "refuted", "oom", "4.00 device-hours", "command:idea"):  # fmt: skip
         assert word in text, word
 

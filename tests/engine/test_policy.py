@@ -112,9 +112,9 @@ def test_without_a_real_number_nothing_is_kept(value: float | None) -> None:
 @pytest.mark.parametrize("kind", FAILURE_KINDS)
 def test_a_failure_is_a_crash_of_its_kind_whatever_the_number(kind: str) -> None:
     verdict = judged(at(failure=kind, failure_detail="why", value=0.1))
-    status = "discard" if kind == "nothing_new" else "crash"
+    status = {"nothing_new": "discard", "cancelled": "cancelled"}.get(kind, "crash")
     assert (verdict.decision_status, verdict.reason, verdict.detail) == (status, kind, "why")
-    assert verdict.requeue is (kind in ("infra", "contended"))
+    assert verdict.requeue is (kind in ("infra", "contended", "cancelled"))
     assert verdict.improvement is None
 
 
@@ -278,7 +278,7 @@ def test_a_keep_always_rests_on_a_finite_number_and_no_failure(evidence: Evidenc
         assert evidence.is_baseline or evidence.base_is_reference
         assert verdict.reason in ("baseline", "improved", "simpler")
     if verdict.requeue:
-        assert verdict.decision_status in ("crash", "discard")
+        assert verdict.decision_status in ("crash", "discard", "cancelled")
 
 
 @given(evidences)

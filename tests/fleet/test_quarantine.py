@@ -29,9 +29,7 @@ LOST = result(
     status="failed", failure_kind="infra", failure_detail="NVML: GPU is lost",
     metric_value=None, evidence={"device": {"lost": True}},
 )  # fmt: skip
-CANCELLED = result(
-    status="failed", failure_kind="infra", failure_detail="cancelled", metric_value=None
-)
+CANCELLED = result(status="failed", failure_kind="cancelled", metric_value=None)
 
 
 def test_one_failure_of_a_device_is_chance_and_two_in_a_row_are_not(layout: Layout) -> None:

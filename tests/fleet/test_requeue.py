@@ -28,6 +28,7 @@ class Lost:
 
     times: int
     detail: str = "the shim was killed"
+    kind: str = "infra"
     device: bool = False
     hypothesis: str = "h-t-0001"
     seen: list[str] = field(default_factory=list)
@@ -37,7 +38,7 @@ class Lost:
             return result
         self.seen.append(experiment_id)
         evidence = {**result.evidence, **({"device": {"lost": True}} if self.device else {})}
-        lost = {"status": "failed", "failure_kind": "infra", "failure_detail": self.detail}
+        lost = {"status": "failed", "failure_kind": self.kind, "failure_detail": self.detail}
         return result.model_copy(update={**lost, "metric_value": None, "evidence": evidence})
 
 
@@ -165,11 +166,11 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
     return moved
 
 
-@pytest.mark.parametrize("detail", [CANCELLED, NO_SHIM])
+@pytest.mark.parametrize(("detail", "kind"), [(CANCELLED, "cancelled"), (NO_SHIM, "infra")])
 def test_a_down_and_a_killed_shim_come_back_however_often(
-    fleet_project: Project, detail: str
+    fleet_project: Project, detail: str, kind: str
 ) -> None:
-    hand = Hands(fleet_project, "w0", Lost(MAX_INFRA_RETRIES + 2, detail))
+    hand = Hands(fleet_project, "w0", Lost(MAX_INFRA_RETRIES + 2, detail, kind))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert len(watched.history.attempts("h-t-0001")) == MAX_INFRA_RETRIES + 3

@@ -20,6 +20,7 @@ import pytest
 from autohypothesis.engine import devices, processes, runner
 from autohypothesis.engine.collect import collect_ended, uncollected
 from autohypothesis.engine.experiment import Executor, Experiment, Resources, RunSpec
+from autohypothesis.engine.failures import CANCELLED
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
@@ -338,7 +339,7 @@ def test_down_cancels_collects_and_gives_back_what_was_prepared(floor: Floor) ->
         until(lambda: floor.layout.plan(f"{second}-1").exists())
     assert floor.is_done(first)
     result = floor.result_of(f"{first}-1")
-    assert (result.failure_kind, result.failure_detail) == ("infra", "cancelled")
+    assert (result.failure_kind, result.failure_detail) == ("cancelled", CANCELLED)
     assert floor.waiting() == [second]
     assert floor.jobs.running(NAME)[NAME] == []
     assert floor.seen().state == "stopped" and not worker_lives(floor.seen())

@@ -51,7 +51,7 @@ FOREIGN = {"foreign": [{"pid": 7, "grown_mb": 900.0}]}
     [
         (None, "", None, "infra", "without writing exit.json"),
         (exit_(status="infra", error="disk full"), "", None, "infra", "disk full"),
-        (exit_(status="cancelled"), "", None, "infra", "cancelled"),
+        (exit_(status="cancelled"), "", None, "cancelled", "stopped"),
         (exit_(device={"lost": True}), "", 1.0, "infra", "lost"),
         (exit_(device={"nvml_error": "GPU is lost"}), "", 1.0, "infra", "GPU is lost"),
         (exit_(contention=FOREIGN), "", 1.0, "contended", "pid 7 grew by 900 MB"),

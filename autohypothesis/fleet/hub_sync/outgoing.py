@@ -45,6 +45,7 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import Entry
 from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.records.outcomes import shown_as
 from autohypothesis.schema import Metadata, OutboxEntry, Plan, Runtime, now, utc
 
 PENDING, SENT, REFUSED = "pending", "sent", "refused"
@@ -256,7 +257,7 @@ class HubReporter:
 
     def _is_new(self, row: Mapping[str, Any]) -> bool:
         if (
-            row.get("status") not in REPORTED_STATUSES
+            shown_as(str(row.get("status")), row.get("failure_kind")) not in REPORTED_STATUSES
             or not row.get("commit")
             or row.get("ordinal") is None
         ):

@@ -25,6 +25,7 @@ from autohypothesis.records.files import load, read_bytes, write_atomic, write_j
 from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outcomes import shown_as
 from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import (
     Decision,
@@ -199,7 +200,9 @@ class KnowledgeReport:
             runs=len(self.history.latest),
             tried=len(changes),
             kept=sum(each.decision_status == "keep" for each in changes),
-            lost=len(self.history.latest) - len(self._decided),
+            outcomes=Counter(
+                shown_as(each.decision_status, each.reason) for each in self.history.latest.values()
+            ),
             best=best,
             best_title=self._title(best) if best else "",
             noise=self.noise,

@@ -32,6 +32,7 @@ from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import JSON_LIMIT, load, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.records.outcomes import WORDS
 from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
 from autohypothesis.records.rows import real
 from autohypothesis.schema import (
@@ -180,6 +181,8 @@ class Overview:
     """Hypotheses of the tag: pending, dispatched, running, done."""
     experiments: int | None
     decided: int | None
+    outcomes: dict[str, int]
+    """Word of `records.outcomes` -> number of experiments, as the last sync counted them."""
     keep_rate: float | None
     roles: list[RoleView]
     workers: list[WorkerView]
@@ -240,6 +243,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         counts=counts,
         experiments=_count(board.get("total_runs")),
         decided=_count(board.get("decided_runs")),
+        outcomes=_counts(board.get("outcomes")),
         keep_rate=finite(board.get("keep_rate")),
         roles=roles,
         workers=workers,
@@ -508,6 +512,11 @@ def _share(part: object, whole: float) -> float | None:
     if number is None or not whole > 0:
         return None
     return min(1.0, max(0.0, number / whole))
+
+
+def _counts(value: object) -> dict[str, int]:
+    counts = value if isinstance(value, dict) else {}
+    return {word: number for word in WORDS if (number := _count(counts.get(word)))}
 
 
 def _count(value: object) -> int | None:

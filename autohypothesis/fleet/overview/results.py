@@ -24,7 +24,16 @@ from autohypothesis.records.files import load_or_none, read_object
 from autohypothesis.records.history import DecisionHistory, best_kept, of_tag
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.rows import DECIDED, IMPORTED, NOT_EVIDENCE, is_baseline
+from autohypothesis.records.outcomes import (
+    DAMAGED,
+    Tally,
+    counted_as,
+    tally,
+    tally_rows,
+    tried,
+    word_of,
+)
+from autohypothesis.records.rows import DECIDED, IMPORTED, is_baseline
 from autohypothesis.schema import Decision, Direction, Hypothesis, Plan, finite, now, utc
 
 Row = Mapping[str, Any]
@@ -68,9 +77,6 @@ def moment(value: object) -> datetime | None:
     return at if isinstance(at, datetime) else None
 
 
-DAMAGED = "damaged"
-
-
 @dataclass(frozen=True, slots=True)
 class DecidedExperiment:
     """One decided experiment."""
@@ -112,6 +118,8 @@ class Results:
     crashed: int
     repeats: int | None
     undecided: int | None
+    outcomes: Mapping[str, int]
+    """Word of `records.outcomes` -> number; a table knows kept, discarded and crashed only."""
     keep_rate: float | None
     """Kept share of the decided experiments, without the baseline."""
     start: DecidedExperiment | None
@@ -152,16 +160,17 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
     counted = [row for row in rows if _counts(row)]
     best = best_kept(counted) or best_kept(counted, imported=True)
-    decided = [row for row in rows if row.get("ordinal") is not None]
-    kinds = (row.get("failure_kind") for row in counted if row["status"] == "crash")
+    kinds = (row.get("failure_kind") for row in counted if word_of(row) == "crash")
+    counts = tally_rows(rows)
     return _results(
         "experiments.jsonl",
         [_trial(row) for row in counted],
         None if best is None else _trial(best),
+        counts,
         tag=tag,
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
-        repeats=sum(row.get("replicates") is not None for row in decided),
-        undecided=len(rows) - len(decided),
+        repeats=counts.outcomes.get("replicate", 0),
+        undecided=counts.outcomes.get("undecided", 0),
         crashes=dict(Counter(kind or "unknown" for kind in kinds).most_common()),
         notes=[*_notes(rows)],
         **_hours(list(spans)),
@@ -188,16 +197,18 @@ def from_table(table: knowledge_base.WarmStart) -> Results:
     best = None if table.best is None else trials[table.best.line]
     unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
     known = {"metric": "val_bpb", "notes": table.problems}
-    return _results(table.path.name, list(trials.values()), best, **known, **unknown, **_hours([]))
+    counts = tally((trial.status, trial.baseline) for trial in trials.values())
+    return _results(
+        table.path.name, list(trials.values()), best, counts, **known, **unknown, **_hours([])
+    )
 
 
 def _counts(row: Row) -> bool:
     """Return whether an experiment says something about a hypothesis."""
     return (
-        row.get("ordinal") is not None
-        and row.get("status") in (*DECIDED, DAMAGED)
+        word_of(row) in (*DECIDED, DAMAGED)
+        and row.get("ordinal") is not None
         and row.get("replicates") is None
-        and not (row["status"] == "crash" and row.get("failure_kind") in NOT_EVIDENCE)
     )
 
 
@@ -208,7 +219,7 @@ def _trial(row: Row) -> DecidedExperiment:
         commit=str(row.get("commit") or ""),
         value=None if crashed else row.get("metric_value"),
         memory_gb=row.get("peak_vram_gb"),
-        status=str(row["status"]),
+        status=DAMAGED if word_of(row) == DAMAGED else str(row["status"]),
         description=str(row.get("description") or ""),
         baseline=is_baseline(dict(row)),
         failure_kind=row.get("failure_kind"),
@@ -219,20 +230,23 @@ def _trial(row: Row) -> DecidedExperiment:
 
 
 def _results(
-    source: str, trials: Sequence[DecidedExperiment], best: DecidedExperiment | None, **known: Any
+    source: str,
+    trials: Sequence[DecidedExperiment],
+    best: DecidedExperiment | None,
+    counts: Tally,
+    **known: Any,
 ) -> Results:
     """Return the results that follow from trials that count, with what else is known."""
-    counts = Counter(trial.status for trial in trials)
-    tried = [trial for trial in trials if not trial.baseline and trial.status != DAMAGED]
     kept = [trial for trial in trials if trial.status == "keep" and trial.value is not None]
     start = _start(kept, best)
     return Results(
         source=source,
-        experiments=len(trials),
-        kept=counts["keep"],
-        discarded=counts["discard"],
-        crashed=counts["crash"],
-        keep_rate=sum(trial.status == "keep" for trial in tried) / len(tried) if tried else None,
+        experiments=counts.tried,
+        kept=counts.outcomes.get("keep", 0),
+        discarded=counts.outcomes.get("discard", 0),
+        crashed=counts.outcomes.get("crash", 0),
+        outcomes=counts.outcomes,
+        keep_rate=counts.keep_rate,
         start=start,
         best=best,
         gain=_gain(best, start) if best and start else None,
@@ -355,7 +369,7 @@ class Digest:
     hours: float
     """Hours from the first start in the window to the last decision or end."""
     decided: dict[str, int]
-    """Decision status -> number."""
+    """Word of `records.outcomes` -> number of those that were decided in the window."""
     experiments_per_hour: float | None
     kept: list[KeptStep]
     confirmed: list[str]
@@ -366,6 +380,8 @@ class Digest:
     not_confirmed: list[str]
     """Wins on one seed that were not kept, since they were none at others."""
     crashes: list[CrashKind]
+    lost: list[CrashKind]
+    """Crashes by a fault of the machine; they are run again."""
     device_hours: float
     idle_share: float | None
     workers: list[DeviceUse]
@@ -421,7 +437,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         since=since,
         until=until,
         hours=round(hours, 4),
-        decided=dict(Counter(str(decision.decision_status) for _, decision in decided)),
+        decided=tally((_word(*each), is_baseline(dict(each[0]))) for each in decided).outcomes,
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
         kept=[
             _step(row, decision)
@@ -433,7 +449,8 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         provisional=confirmed_as("provisional"),
         refuted=confirmed_as("refuted"),
         not_confirmed=confirmed_as("refuted", "discard"),
-        crashes=_crashes(decided),
+        crashes=_failures(decided, "crash"),
+        lost=_failures(decided, "lost"),
         device_hours=round(sum(use.device_hours for use in workers), 4),
         idle_share=_idle(workers),
         workers=workers,
@@ -468,10 +485,17 @@ def _step(row: Row, decision: Decision) -> KeptStep:
     )
 
 
-def _crashes(decided: Iterable[Decided]) -> list[CrashKind]:
+def _word(row: Row, decision: Decision) -> str:
+    """Return the word that it is counted under, by its decision: the row may be older."""
+    damaged, kind = word_of(row) == DAMAGED, row.get("failure_kind") or decision.reason
+    status = DAMAGED if damaged else decision.decision_status
+    return counted_as(status, kind, row.get("replicates"), is_decided=True)
+
+
+def _failures(decided: Iterable[Decided], word: str) -> list[CrashKind]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for row, decision in decided:
-        if decision.decision_status == "crash":
+        if _word(row, decision) == word:
             by_kind[str(row.get("failure_kind") or "unknown")].append(row)
     found = [
         CrashKind(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
@@ -574,7 +598,7 @@ def _first(page: Digest) -> list[Notice]:
     if page.provisional:
         count = len(page.provisional)
         note(f"{count} kept on one seed, not confirmed yet", f"show {page.provisional[-1]}")
-    crashes, decided = sum(crash.count for crash in page.crashes), sum(page.decided.values())
+    crashes, decided = page.decided.get("crash", 0), tried(page.decided)
     if page.crashes and crashes >= MANY_CRASHES * decided:
         worst = page.crashes[0]
         most_often = f"{worst.kind} ({worst.count})"

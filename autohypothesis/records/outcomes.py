@@ -1,0 +1,80 @@
+"""The words under which experiments are counted, and the one count that every page shows. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
+
+DAMAGED = "damaged"
+WORDS = (*DECIDED, "replicate", "lost", "cancelled", "undecided", DAMAGED)
+"""Every experiment is counted under one of these; the first three alone make rates."""
+
+
+class Tally(NamedTuple):
+    """The experiments of a search, counted."""
+
+    outcomes: dict[str, int]
+    """Word of `WORDS` -> number, without zeros."""
+    keep_rate: float | None
+    """Kept share of what was tried, without baselines; None where nothing was."""
+
+    @property
+    def tried(self) -> int:
+        """The number of experiments that say something about a change, or about the baseline."""
+        return tried(self.outcomes)
+
+
+def tally(counted: Iterable[tuple[str, bool]]) -> Tally:
+    """Count experiments, each given as its word and whether it is a baseline."""
+    experiments = list(counted)
+    number = Counter(word for word, _ in experiments)
+    changes = Counter(word for word, baseline in experiments if not baseline)
+    made = tried(changes)
+    rate = changes["keep"] / made if made else None
+    return Tally({word: number[word] for word in WORDS if number[word]}, rate)
+
+
+def tally_rows(rows: Iterable[Mapping[str, Any]]) -> Tally:
+    """Count rows of the ledger."""
+    return tally((word_of(row), is_baseline(dict(row))) for row in rows)
+
+
+def tried(outcomes: Mapping[str, int]) -> int:
+    """Return how many experiments were kept, discarded or crashed."""
+    return sum(outcomes.get(word, 0) for word in DECIDED)
+
+
+def word_of(row: Mapping[str, Any]) -> str:
+    """Return the word of `WORDS` under which a row is counted."""
+    return counted_as(
+        str(row.get("status")),
+        row.get("failure_kind"),
+        row.get("replicates"),
+        is_decided=row.get("ordinal") is not None,
+    )
+
+
+def counted_as(
+    status: str, failure_kind: str | None, replicates: str | None, *, is_decided: bool
+) -> str:
+    """Return the word of `WORDS` for a status of the ledger.
+
+    Args:
+        replicates: the experiment that it repeats: a repeat is no try of its own.
+    """
+    if status in (DAMAGED, "artifact_invalid"):
+        return DAMAGED
+    shown = shown_as(status, failure_kind)
+    if shown == "cancelled":
+        return shown
+    if not is_decided or shown not in WORDS:
+        return "undecided"
+    return "replicate" if shown in DECIDED and replicates is not None else shown
+
+
+def shown_as(status: str, failure_kind: str | None) -> str:
+    """Return `status`, or `lost` for a crash that was no fault of the change."""
+    return "lost" if status == "crash" and failure_kind in NOT_EVIDENCE else status
