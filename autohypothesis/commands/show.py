@@ -79,7 +79,7 @@ def digest(
 
     It reads the ledger as the last sync left it. Example: `orchestrator.py digest --since 12`
     """
-    from autohypothesis.fleet.overview.results import digest as gather
+    from autohypothesis.fleet.overview.digest import digest as gather
     from autohypothesis.records.layout import checked_id
     from autohypothesis.terminal.fleet import digest_page
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WaitingHypothesis,
         WorkerView,
     )
-    from autohypothesis.fleet.overview.results import Digest
+    from autohypothesis.fleet.overview.digest import Digest
     from autohypothesis.fleet.queue.states import QueuePlace
     from autohypothesis.schema import Brief, Finding, Hypothesis
 

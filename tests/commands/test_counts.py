@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.overview.results import digest, from_rows
+from autohypothesis.fleet.overview.results import from_rows
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.fleet.overview.results import digest
+from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import append_decision
 from autohypothesis.records.files import read_json, write_json

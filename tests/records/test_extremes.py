@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from autohypothesis import system
+from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.overview.results import device_intervals, digest
+from autohypothesis.fleet.overview.results import device_intervals
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import canonical
 from autohypothesis.records.files import parse_json, to_json

@@ -1,40 +1,32 @@
-"""The results of a search in numbers, and the digest of it: the page of the morning.
+"""The results of a search in numbers.
 
-Results come from the rows of a ledger, or from anybody's results.tsv. Only experiments that say
-something about a hypothesis count, as in results.tsv: no repeats, no failures of the machine. What
-a table cannot tell is None, never zero. The digest reads the ledger as the last sync left it, the
-decisions, each run's `exit.json`, and of each hypothesis who proposed it and what was predicted.
+They come from the rows of a ledger, or from anybody's results.tsv. Only experiments that say
+something about a hypothesis count, as in results.tsv: no repeats, no failures of the machine, none
+that was cancelled. What a table cannot tell is None, never zero.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from datetime import datetime, timedelta
-from statistics import fmean
 from typing import Any
 
 from autohypothesis.engine.policy import better_by
-from autohypothesis.errors import RecordError
 from autohypothesis.fleet.knowledge import knowledge_base
-from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
-from autohypothesis.records.files import load_or_none, read_object
-from autohypothesis.records.history import DecisionHistory, best_kept, of_tag
+from autohypothesis.records.files import read_object
+from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.outcomes import (
     DAMAGED,
     Tally,
-    counted_as,
     tally,
     tally_rows,
-    tried,
     word_of,
 )
 from autohypothesis.records.rows import DECIDED, IMPORTED, is_baseline
-from autohypothesis.schema import Decision, Direction, Hypothesis, Plan, finite, now, utc
+from autohypothesis.schema import Direction, finite, utc
 
 Row = Mapping[str, Any]
 DeviceInterval = tuple[str, datetime, datetime]
@@ -158,7 +150,7 @@ class Results:
 
 def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
-    counted = [row for row in rows if _counts(row)]
+    counted = [row for row in rows if says_something(row)]
     best = best_kept(counted) or best_kept(counted, imported=True)
     kinds = (row.get("failure_kind") for row in counted if word_of(row) == "crash")
     counts = tally_rows(rows)
@@ -203,7 +195,7 @@ def from_table(table: knowledge_base.WarmStart) -> Results:
     )
 
 
-def _counts(row: Row) -> bool:
+def says_something(row: Row) -> bool:
     """Return whether an experiment says something about a hypothesis."""
     return (
         word_of(row) in (*DECIDED, DAMAGED)
@@ -287,330 +279,13 @@ def _hours(spans: Sequence[DeviceInterval]) -> dict[str, float | None]:
     """Return the hours in experiments, those that went by, and experiments an hour."""
     if not spans:
         return {"device_hours": None, "hours": None, "per_hour": None}
-    busy, hours = _busy_and_present(spans)
+    busy, hours = busy_and_present(spans)
     per_hour = len(spans) / hours if hours else None
     return {"device_hours": busy, "hours": hours, "per_hour": per_hour}
 
 
-def _busy_and_present(spans: Sequence[DeviceInterval]) -> tuple[float, float]:
+def busy_and_present(spans: Sequence[DeviceInterval]) -> tuple[float, float]:
     """Return the hours in experiments, and those from the first start to the last end."""
     busy = sum((end - start).total_seconds() for _, start, end in spans)
     present = max(end for *_, end in spans) - min(start for _, start, _ in spans)
     return busy / 3600, present.total_seconds() / 3600
-
-
-# ── the digest ──────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class KeptStep:
-    """One kept experiment."""
-
-    experiment_id: str
-    title: str
-    value: float | None
-    gain: float | None
-    """Over the reference before it, positive is better; None of a baseline."""
-    gain_share: float | None
-    confirmation: str
-    reason: str
-    at: datetime
-    worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class CrashKind:
-    """Failures of one kind."""
-
-    kind: str
-    count: int
-    example: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceUse:
-    """The use of one worker's device."""
-
-    worker_id: str
-    experiments: int
-    device_hours: float
-    busy_share: float | None
-    """Busy share of the time from the start of its first experiment to the end of its last."""
-    idle_share: float | None
-    busy_share_now: float | None
-    """Busy share since it was started, from its own heartbeat."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProposerRecord:
-    """The record of one proposer; replicates, baselines and faults of the machine left out."""
-
-    proposer: str
-    tried: int
-    kept: int
-    hit_rate: float
-    predictions: int
-    """Number of experiments with a prediction and a value."""
-    right_direction: float | None
-    """Share of the predicted changes that went the way that was foreseen."""
-    mean_error: float | None
-    """Mean of |predicted - measured change|, in the metric's unit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """Everything that `digest` shows."""
-
-    tag: str
-    metric: str
-    since: datetime | None
-    until: datetime
-    hours: float
-    """Hours from the first start in the window to the last decision or end."""
-    decided: dict[str, int]
-    """Word of `records.outcomes` -> number of those that were decided in the window."""
-    experiments_per_hour: float | None
-    kept: list[KeptStep]
-    confirmed: list[str]
-    """Kept after they were met again at further seeds."""
-    provisional: list[str]
-    refuted: list[str]
-    """Kept, and found to be nothing later."""
-    not_confirmed: list[str]
-    """Wins on one seed that were not kept, since they were none at others."""
-    crashes: list[CrashKind]
-    lost: list[CrashKind]
-    """Crashes by a fault of the machine; they are run again."""
-    device_hours: float
-    idle_share: float | None
-    workers: list[DeviceUse]
-    proposers: list[ProposerRecord]
-    overview: Overview
-    first: list[Notice] = field(default_factory=list)
-    """Notices for the user, the most pressing first."""
-
-
-Decided = tuple[Row, Decision]
-"""A row and the latest decision about it."""
-
-MANY_CRASHES = 0.2
-"""A share of the experiments that is worth a look."""
-MUCH_IDLE = 0.2
-FEW = 10
-"""Fewer experiments say nothing about who proposed them."""
-
-
-def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None = None) -> Digest:
-    """Return what happened under `tag` (default: the active one), ever or in `since_hours`."""
-    standing = overview(layout)
-    tag = tag or standing.tag
-    until = now()
-    since = until - timedelta(hours=since_hours) if since_hours is not None else None
-    rows, latest, unread = list[Row](), dict[str, Decision](), list[Notice]()
-    with _noting(unread):
-        rows = of_tag(read_ledger(layout), tag)
-    with _noting(unread):
-        latest = DecisionHistory.of_tag(layout, tag).latest
-    by_id = {str(row["id"]): row for row in rows}
-    decided = [
-        (by_id[name], decision)
-        for name, decision in latest.items()
-        if name in by_id and (since is None or decision.recorded_at >= since)
-    ]
-    spans = device_intervals(layout, rows, since, until)
-    moments = [at for _, *span in spans for at in span]
-    moments += [decision.recorded_at for _, decision in decided]
-    hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
-    workers = _use(spans, standing)
-
-    def confirmed_as(word: str, status: str = "keep") -> list[str]:
-        return [
-            str(row["id"])
-            for row, _ in decided
-            if row.get("confirmation") == word and row.get("status") == status
-        ]
-
-    page = Digest(
-        tag=tag,
-        metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
-        since=since,
-        until=until,
-        hours=round(hours, 4),
-        decided=tally((_word(*each), is_baseline(dict(each[0]))) for each in decided).outcomes,
-        experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
-        kept=[
-            _step(row, decision)
-            for row, decision in decided
-            # A damaged bundle disagrees with its decision: that is no step.
-            if decision.decision_status == "keep" and row.get("status") != "damaged"
-        ],
-        confirmed=confirmed_as("confirmed"),
-        provisional=confirmed_as("provisional"),
-        refuted=confirmed_as("refuted"),
-        not_confirmed=confirmed_as("refuted", "discard"),
-        crashes=_failures(decided, "crash"),
-        lost=_failures(decided, "lost"),
-        device_hours=round(sum(use.device_hours for use in workers), 4),
-        idle_share=_idle(workers),
-        workers=workers,
-        proposers=_records(layout, decided),
-        overview=standing,
-    )
-    page.first.extend([*unread, *_first(page)])
-    return page
-
-
-@contextmanager
-def _noting(unread: list[Notice]) -> Iterator[None]:
-    """Add a file that cannot be read to `unread`, and go on."""
-    try:
-        yield
-    except RecordError as error:
-        unread.append(Notice(error.problem, error.hint))
-
-
-def _step(row: Row, decision: Decision) -> KeptStep:
-    gain, before = decision.improvement, decision.reference_value
-    return KeptStep(
-        experiment_id=str(row["id"]),
-        title=str(row.get("description") or ""),
-        value=decision.metric_value,
-        gain=gain,
-        gain_share=gain / abs(before) if gain is not None and before else None,
-        confirmation=str(row.get("confirmation") or "none"),
-        reason=str(decision.reason or ""),
-        at=decision.recorded_at,
-        worker_id=str(row.get("worker_id") or ""),
-    )
-
-
-def _word(row: Row, decision: Decision) -> str:
-    """Return the word that it is counted under, by its decision: the row may be older."""
-    damaged, kind = word_of(row) == DAMAGED, row.get("failure_kind") or decision.reason
-    status = DAMAGED if damaged else decision.decision_status
-    return counted_as(status, kind, row.get("replicates"), is_decided=True)
-
-
-def _failures(decided: Iterable[Decided], word: str) -> list[CrashKind]:
-    by_kind: dict[str, list[Row]] = defaultdict(list)
-    for row, decision in decided:
-        if _word(row, decision) == word:
-            by_kind[str(row.get("failure_kind") or "unknown")].append(row)
-    found = [
-        CrashKind(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
-        for kind, rows in by_kind.items()
-    ]
-    return sorted(found, key=lambda crash: (-crash.count, crash.kind))
-
-
-def _use(spans: Iterable[DeviceInterval], standing: Overview) -> list[DeviceUse]:
-    by_worker: dict[str, list[DeviceInterval]] = defaultdict(list)
-    for span in spans:
-        by_worker[span[0]].append(span)
-    now_shares = {worker.worker_id: worker.busy_share for worker in standing.workers}
-    found = []
-    for name, mine in sorted(by_worker.items()):
-        busy, present = _busy_and_present(mine)
-        share = min(1.0, busy / present) if present else None
-        found.append(
-            DeviceUse(
-                worker_id=name,
-                experiments=len(mine),
-                device_hours=round(busy, 4),
-                busy_share=_rounded(share),
-                idle_share=_rounded(None if share is None else 1 - share),
-                busy_share_now=_rounded(now_shares.get(name)),
-            )
-        )
-    return found
-
-
-def _idle(workers: Iterable[DeviceUse]) -> float | None:
-    """Return the idle share over all devices, each by the time that it was there."""
-    used = [use for use in workers if use.busy_share]
-    present = sum(use.device_hours / (use.busy_share or 1.0) for use in used)
-    return _rounded(1 - sum(use.device_hours for use in used) / present) if present else None
-
-
-def _records(layout: Layout, decided: Iterable[Decided]) -> list[ProposerRecord]:
-    by_proposer: dict[str, list[tuple[Decision, float | None]]] = defaultdict(list)
-    for row, decision in decided:
-        if _counts(row) and not is_baseline(dict(row)):
-            proposer, predicted = _proposed(layout, row)
-            by_proposer[proposer].append((decision, predicted))
-    records = [_record(name, tried) for name, tried in by_proposer.items()]
-    return sorted(records, key=lambda record: (-record.tried, record.proposer))
-
-
-def _record(proposer: str, tried: Sequence[tuple[Decision, float | None]]) -> ProposerRecord:
-    kept = sum(decision.decision_status == "keep" for decision, _ in tried)
-    pairs = []
-    for decision, predicted in tried:
-        value, before = decision.metric_value, decision.reference_value
-        if predicted is not None and value is not None and before is not None:
-            pairs.append((predicted, value - before))
-    # A prediction of no change names no direction that could be right.
-    right = [(a > 0) == (b > 0) and b != 0 for a, b in pairs if a]
-    return ProposerRecord(
-        proposer=proposer,
-        tried=len(tried),
-        kept=kept,
-        hit_rate=round(kept / len(tried), 4),
-        predictions=len(pairs),
-        right_direction=_rounded(fmean(right)) if right else None,
-        mean_error=fmean(abs(a - b) for a, b in pairs) if pairs else None,
-    )
-
-
-def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
-    """Return the proposer of a hypothesis, and the change that was predicted."""
-    name, hypothesis, prediction = str(row.get("hypothesis_id") or ""), None, None
-    if ID.fullmatch(name):
-        paths = (layout.hypothesis(name, state) for state in ("done", "pending"))
-        documents = (load_or_none(Hypothesis, path) for path in paths)
-        hypothesis = next((document for document in documents if document is not None), None)
-        prediction = hypothesis.prediction if hypothesis else None
-    if prediction is None and ID.fullmatch(str(row["id"])):
-        plan = load_or_none(Plan, layout.plan(str(row["id"])))
-        planned = plan.hypothesis.prediction if plan else None
-        prediction = None if isinstance(planned, str) else planned
-    proposer = (hypothesis.proposer if hypothesis else "") or "by hand"
-    return proposer, prediction.delta if prediction else None
-
-
-def _first(page: Digest) -> list[Notice]:
-    """Return what to look at first, the most pressing first."""
-    notices = list(page.overview.needs)
-
-    def note(what: str, command: str) -> None:
-        notices.append(Notice(what, f"{RUN} {command}"))
-
-    for name in page.refuted:
-        note(f"{name} was kept, and its gain did not hold on other seeds", f"show {name}")
-    best = page.overview.best
-    if best is not None and best.improvement and page.tag == page.overview.tag:
-        note(f"the best, {best.experiment_id}, changes this against the baseline", "best --diff")
-    gains = [step for step in page.kept if step.gain is not None and step.gain > 0]
-    if gains:
-        most = max(gains, key=lambda step: step.gain or 0.0)
-        note(f"the largest gain of one step: {most.title}", f"show {most.experiment_id}")
-    if page.provisional:
-        count = len(page.provisional)
-        note(f"{count} kept on one seed, not confirmed yet", f"show {page.provisional[-1]}")
-    crashes, decided = page.decided.get("crash", 0), tried(page.decided)
-    if page.crashes and crashes >= MANY_CRASHES * decided:
-        worst = page.crashes[0]
-        most_often = f"{worst.kind} ({worst.count})"
-        note(f"{crashes} of {decided} crashed, most often: {most_often}", f"show {worst.example}")
-    for use in page.workers:
-        if (use.idle_share or 0.0) > MUCH_IDLE and use.experiments >= FEW:
-            note(f"{use.worker_id} was idle for {use.idle_share:.0%} of its time", "status")
-    for record in page.proposers:
-        if not record.kept and record.tried >= FEW:
-            note(f"none of {record.tried} ideas of {record.proposer} was kept", "briefing")
-    return notices
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)
