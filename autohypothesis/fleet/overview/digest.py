@@ -308,7 +308,8 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
         prediction = hypothesis.prediction if hypothesis else None
     if prediction is None and ID.fullmatch(str(row["id"])):
         plan = load_or_none(Plan, layout.plan(str(row["id"])))
-        prediction = plan.hypothesis.prediction if plan else None
+        planned = plan.hypothesis.prediction if plan else None
+        prediction = None if isinstance(planned, str) else planned
     proposer = (hypothesis.proposer if hypothesis else "") or "by hand"
     return proposer, prediction.delta if prediction else None
 

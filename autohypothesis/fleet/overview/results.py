@@ -8,7 +8,7 @@ that was cancelled. What a table cannot tell is None, never zero.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
