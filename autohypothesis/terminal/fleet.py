@@ -30,6 +30,7 @@ from autohypothesis.terminal.parts import (
 )
 
 if TYPE_CHECKING:
+    from autohypothesis.fleet.overview.digest import Digest
     from autohypothesis.fleet.overview.overview import (
         BestRun,
         Notice,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         WaitingHypothesis,
         WorkerView,
     )
-    from autohypothesis.fleet.overview.digest import Digest
     from autohypothesis.fleet.queue.states import QueuePlace
     from autohypothesis.schema import Brief, Finding, Hypothesis
 
