@@ -1350,7 +1350,10 @@ def score(run_dir: Path, train_py: Path) -> dict[str, Any]:
 
     with _blaming("build_model", train_py):
         config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        model = _import_candidate(train_py).build_model(config)
+        # A constant may bear any name, so the model is built of the object that holds nothing else.
+        named = config.get("hyperparameters")
+        settings = named if isinstance(named, dict) else config
+        model = _import_candidate(train_py).build_model(settings)
     with _blaming("weights", train_py):
         weights = torch.load(run_dir / "weights.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(weights)

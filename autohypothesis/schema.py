@@ -375,6 +375,8 @@ class Metadata(Tolerant):
     recorded_at: Time
     run: RunIdentity = RunIdentity()
     runtime: Runtime = Runtime()
+    hyperparameters: dict[str, Any] = {}
+    """The hyper-parameters, as config.json has them."""
     metrics: Metrics = Metrics()
 
 

@@ -214,6 +214,7 @@ def metadata_of(spec: RunSpec, gpu_id: str = "", **measured: Any) -> Metadata:
         recorded_at=now(),
         run=RunIdentity(**identity),
         runtime=Runtime(**{**common(Runtime), **measured}),
+        hyperparameters={key.lower(): value for key, value in spec.config.items()},
     )
 
 

@@ -218,7 +218,7 @@ def read(places: ExperimentPaths) -> Records:
         found, metadata, result, exit_record = (
             reader.document(f"{places.run}/{name}", model) for name, model in _MODELS
         )
-        config = _flat(found, metadata, result)
+        config = flat_settings(found, metadata, result)
         if result is None:
             shim = reader.document(f"{places.run}/shim.json", None)
             if reader.stamps[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
@@ -253,20 +253,26 @@ def _lives(shim: Document | None) -> bool:
     return shim.get("boot") in (None, boot_id()) and is_alive(pid, start)
 
 
-def _flat(config: Document | None, *elsewhere: Document | None) -> Document:
-    """The hyper-parameters, from wherever the tool of that time put them."""
-    for document in (config, *elsewhere):
-        nested = document.get("hyperparameters") if document else None
-        if isinstance(nested, dict):
-            rest = config if config and document is config else {}
-            flat = {**rest, **nested}
-            return {key.lower(): flat[key] for key in flat if key != "hyperparameters"}
-    return {key.lower(): value for key, value in config.items()} if config else {}
+def flat_settings(config: Document | None, *elsewhere: Document | None) -> Document:
+    """Return the hyper-parameters by their names in lower case, from a config.json.
+
+    Its own `hyperparameters` stand above its other keys; where it has none, as with older tools,
+    those of the other documents do.
+    """
+    config = config or {}
+    nested = (document.get("hyperparameters") for document in (config, *elsewhere) if document)
+    named = next((found for found in nested if found and isinstance(found, dict)), None)
+    if named is None:
+        return {key.lower(): value for key, value in config.items()}
+    flat = {key.lower(): value for key, value in config.items() if key != "hyperparameters"}
+    flat.update((key.lower(), value) for key, value in named.items())
+    return flat
 
 
 def write_config(run: RunPaths, config: Mapping[str, Any]) -> None:
-    """The flat hyper-parameters; names are published in lower case."""
-    write_json(run.config, {key.lower(): value for key, value in config.items()})
+    """Write the hyper-parameters, flat and once more under `hyperparameters`, in lower case."""
+    flat = {key.lower(): value for key, value in config.items()}
+    write_json(run.config, {**flat, "hyperparameters": flat})
 
 
 def write_metadata(run: RunPaths, metadata: Metadata) -> None:
@@ -325,7 +331,6 @@ TIME = (
 
 _KEPT: dict[type[BaseModel], tuple[str, ...]] = {
     schema.Metrics: ("model_dim", "n_heads", "head_dim"),
-    schema.Metadata: ("hyperparameters",),
     schema.Result: ("hyperparameters", "val_bpb"),
 }
 """Keys that the model lacks and rows need."""

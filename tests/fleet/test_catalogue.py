@@ -62,7 +62,8 @@ class Research:
         folder = self.path.joinpath("runs", name)
         folder.mkdir(parents=True)
         if settings is not None:
-            folder.joinpath("config.json").write_text(json.dumps(settings))
+            config = {**settings, "hyperparameters": settings}
+            folder.joinpath("config.json").write_text(json.dumps(config))
         if samples is not None:
             folder.joinpath("exit.json").write_text(json.dumps({"samples": samples}))
         lines = [json.dumps(one) for one in self.rows]

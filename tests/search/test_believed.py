@@ -53,6 +53,8 @@ def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
     config = json.loads(folder.config.read_text())
     assert config["depth"] >= 1  # an expression over the profile, evaluated by the preflight
     assert config["adam_betas"] == [0.8, 0.95]
+    named = config.pop("hyperparameters")
+    assert named == config == json.loads(folder.metadata.read_text())["hyperparameters"]
     assert folder.weights.stat().st_size > 1000
     settle(project, [identity], decided_by="test")
     sync(project.layout)

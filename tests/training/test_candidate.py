@@ -119,7 +119,8 @@ def own_run(finished_run: Path, preflight: Any, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
     constants = preflight(ROOT / "train.py")["constants"]
     config = {name.lower(): value for name, value in constants.items()}
-    (folder / "config.json").write_text(json.dumps(config))
+    document = config | {"hyperparameters": config}
+    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 
@@ -188,11 +189,28 @@ def test_a_run_that_cannot_be_scored_says_why(
     elif spoil == "code":
         torch.save({"head.weight": Hostile()}, weights)
     elif spoil == "depth":
-        config = json.loads((own_run / "config.json").read_text())
+        config = json.loads((own_run / "config.json").read_text())["hyperparameters"]
         (own_run / "config.json").write_text(json.dumps(config | {"depth": 3}))
     assert prepare.main(["--score", str(own_run), "--train", str(candidate(*edits))]) == 1
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["kind"] == kind and message in found["error"] and "\n" not in found["error"]
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["older", "both"])
+def test_the_model_is_built_of_the_hyper_parameters_and_nothing_else(
+    prepare: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    own_run: Path,
+    candidate: Make,
+    flat: bool,
+) -> None:
+    settings = json.loads((own_run / "config.json").read_text())["hyperparameters"]
+    if flat:
+        (own_run / "config.json").write_text(json.dumps(settings))
+    only = f"    assert sorted(config) == {sorted(settings)}\n    depth, head_dim = config"
+    path = candidate("    depth, head_dim = config", only)
+    assert prepare.main(["--score", str(own_run), "--train", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_bpb"] > 0
 
 
 class Hostile:

@@ -19,6 +19,7 @@ from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.bundles import flat_settings
 from autohypothesis.records.files import load, read_json
 from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.schema import (
@@ -107,7 +108,8 @@ class ExperimentIndex:
             self._skipped.add(name)
             return
         worker, runtime = metadata.run.worker_id, metadata.runtime
-        self.runs[name] = IndexedRun(plan, config, runtime.commit, change_key(plan.hypothesis))
+        settings = flat_settings(config)
+        self.runs[name] = IndexedRun(plan, settings, runtime.commit, change_key(plan.hypothesis))
         if runtime.platform_key and plan.created_at >= self._last.get(worker, plan.created_at):
             self.platforms[worker], self._last[worker] = runtime.platform_key, plan.created_at
         if runtime.parent_commit and plan.hypothesis.config_overrides:

@@ -20,8 +20,8 @@ from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     main,
     number,
     pooled_sd,
-    read_document,
     read_rows,
+    read_settings,
     shown,
 )
 
@@ -47,7 +47,7 @@ def compare(research: Path, names: list[str]) -> dict[str, Any]:
     if missing:
         sys.exit(f"no run {missing[0]!r} in experiments.jsonl ({len(known)} runs)")
     first, second = (known[name] for name in names)
-    ours, theirs = (read_document(research, "runs", name, "config.json") for name in names)
+    ours, theirs = (read_settings(research, name) for name in names)
     metrics = {}
     for key in METRICS:
         a, b = number(first.get(key)), number(second.get(key))

@@ -28,6 +28,7 @@ from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     number,
     read_document,
     read_rows,
+    read_settings,
     shown,
 )
 
@@ -55,7 +56,7 @@ def tried(research: Path, runs: list[Row]) -> list[Tried]:
     found = [
         (settings, float(run["metric_value"]))
         for run in runs
-        if (settings := read_document(research, "runs", str(run["id"]), "config.json"))
+        if (settings := read_settings(research, str(run["id"])))
     ]
     return [
         (same[0][0], statistics.fmean(value for _, value in same))

@@ -36,6 +36,13 @@ def read_document(research: Path, *parts: str) -> dict[str, Any]:
         return {}
 
 
+def read_settings(research: Path, run: str) -> dict[str, Any]:
+    """Return the hyper-parameters of a run; none where its config.json cannot be read."""
+    config = read_document(research, "runs", run, "config.json")
+    named = config.pop("hyperparameters", None)
+    return {**config, **named} if isinstance(named, dict) else config
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object in `text`; an empty one where it holds none."""
     try:
