@@ -17,6 +17,7 @@ from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.parts import (
     STATUS_STYLE,
     Cell,
+    Listing,
     counts_text,
     diff_text,
     duration,
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 RUN_AGAIN = ("confirmed", "refuted")
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
+def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Listing:
     """Return experiments in the order given, one a line."""
     metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
     names = ("id", "status", metric, "delta", "memory", "steps", "description")
-    return table(names, map(_cells, rows), right=range(2, 6), title=title, widest=80)
+    return table(names, map(_cells, rows), right=range(2, 6), spare=(5, 4), title=title, widest=80)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -16,6 +16,7 @@ from autohypothesis.terminal.parts import (
     FIXED,
     SHORTENED,
     Cell,
+    Listing,
     better,
     counts_text,
     duration,
@@ -211,7 +212,7 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────
 
 
-def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> Table:
+def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> Listing:
     """Return hypotheses, one a line, with the outcome of those that are closed."""
     rows: list[list[Cell]] = []
     for place, hypothesis in placed:
@@ -345,7 +346,7 @@ def _wins(page: Digest) -> Text:
     return Text(", ").join(parts)
 
 
-def _kept(page: Digest) -> Table:
+def _kept(page: Digest) -> Listing:
     rows: list[list[Cell]] = []
     for step in page.kept:
         gain = number(step.gain, signed=True)

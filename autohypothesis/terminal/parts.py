@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,10 @@ Cell = Text | str
 
 WIDEST = 32
 """Characters of a column that does not give way: a tag may be long."""
+CUT, FOLDED = 8, 20
+"""Characters that a last column keeps on a narrow screen, by how it gives way."""
+GAP = 2
+"""Characters between two columns."""
 SPARKS = "▁▂▃▄▅▆▇█"
 STATUS_STYLE = {
     "keep": "green",
@@ -187,35 +192,70 @@ def paragraphs(mark: str, texts: Iterable[Cell], style: str = "") -> Table:
     return grid(((mark, text) for text in texts), *columns, gap=1, expand=False)
 
 
+class Listing:
+    """A table as wide as its texts. A narrow screen costs columns first, then the last text."""
+
+    def __init__(
+        self, names: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[int],
+        spare: Sequence[int], widest: int, fold: bool, title: str,
+    ) -> None:  # fmt: skip
+        self._names = [plain_line(name) for name in names]
+        self._rows, self._right, self._spare = rows, right, spare
+        self._widest, self._fold, self._title = widest, fold, title
+        cells = ((cell.cell_len for cell in column) for column in zip(*rows, strict=True))
+        self._widths: list[int] = [
+            max([len(name), *column])
+            for name, column in zip_longest(self._names, cells, fillvalue=())
+        ]
+
+    def width(self, columns: Collection[int] | None = None) -> int:
+        """Return the characters of a line in which nothing is cut."""
+        widths = self._widths if columns is None else [self._widths[at] for at in columns]
+        return sum(widths) + GAP * (len(widths) - 1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, room = list(range(len(self._names))), options.max_width
+        for at in self._spare:
+            if self.width(shown) > room:
+                shown.remove(at)
+        widths = {at: self._widths[at] for at in shown}
+        least = {at: min(widths[at], self._widest) for at in shown[:-1]}
+        least[shown[-1]] = min(widths[shown[-1]], FOLDED if self._fold else CUT)
+        for at in reversed(shown):
+            over = sum(widths.values()) + GAP * (len(shown) - 1) - room
+            widths[at] -= max(0, min(over, widths[at] - least[at]))
+        made = Table(
+            title=Text(plain_line(self._title), "bold") if self._title else None,
+            title_justify="left", box=None, pad_edge=False, header_style="bright_black",
+        )  # fmt: skip
+        for at in shown:
+            fold = self._fold and at == shown[-1]
+            made.add_column(
+                Text(self._names[at]), justify="right" if at in self._right else "left",
+                no_wrap=not fold, overflow="fold" if fold else "ellipsis", width=widths[at],
+            )  # fmt: skip
+        for row in self._rows:
+            made.add_row(*(row[at] for at in shown))
+        yield made
+
+
 def table(
     names: Sequence[str],
     rows: Iterable[Sequence[Cell]],
     *,
     right: Collection[int] = (),
+    spare: Sequence[int] = (),
     last: Literal["ellipsis", "fold"] = "ellipsis",
     title: str = "",
     widest: int = WIDEST,
-) -> Table:
-    """Return a table of plain texts. On a narrow screen the last column gives way, and no other.
+) -> Listing:
+    """Return a table of plain texts. On a narrow screen the last column gives way.
 
     Args:
         right: the columns whose cells stand on the right.
+        spare: the columns that are left out before a text is cut, the first one first.
         last: how a long text of the last column is shown.
         widest: characters up to which another column is never cut.
     """
     cells = [[Text(plain_line(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    made = Table(
-        title=Text(plain_line(title), "bold") if title else None, title_justify="left", box=None,
-        pad_edge=False, header_style="bright_black",
-    )  # fmt: skip
-    for column, name in enumerate(names[:-1]):
-        width = max([len(name), *(row[column].cell_len for row in cells)])
-        made.add_column(
-            Text(plain_line(name)), justify="right" if column in right else "left", no_wrap=True,
-            overflow="ellipsis", min_width=min(width, widest),
-        )  # fmt: skip
-    fold = last == "fold"
-    made.add_column(names[-1], no_wrap=not fold, overflow=last, min_width=20 if fold else 8)
-    for row in cells:
-        made.add_row(*row)
-    return made
+    return Listing(names, cells, right, spare, widest, last == "fold", title)
