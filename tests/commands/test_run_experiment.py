@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -
     assert process.returncode == 130
     assert said.count("\n") == 1
     row = rows(cli)[-1]
-    assert (row["execution_status"], row["failure_kind"]) == ("failed", "infra")
+    assert (row["status"], row["failure_kind"]) == ("cancelled", "cancelled")
 
 
 def test_an_edit_in_a_linked_worktree_is_what_is_run(
