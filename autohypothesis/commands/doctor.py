@@ -70,10 +70,11 @@ def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
 
 @app.command("check-hardware")
 def check_hardware(repo: Repo = HERE) -> None:
-    """Print the machine as JSON, and on stderr which profile fits it and why; exit 1 if none runs.
+    """Print the machine as JSON, for scripts; `doctor` checks the same and more, for people.
 
-    `ready` is 1 when trainings of that profile can run here, on a CPU too; `gpu_ready` when they
-    run on a GPU. `doctor` says more. Example: `orchestrator.py check-hardware 2>/dev/null`
+    On stderr stands which profile fits and why; exits 1 if none runs. `ready` is 1 when trainings
+    of that profile can run here, on a CPU too; `gpu_ready` when they run on a GPU.
+    Example: `orchestrator.py check-hardware 2>/dev/null`
     """
     from autohypothesis.fleet.roster.devices import inspect_machine
 

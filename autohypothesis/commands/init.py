@@ -185,7 +185,7 @@ def bootstrap(
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """Make a fleet from a clone: check the machine, prepare the data, run the baseline, init-fleet.
+    """Make a fleet from a clone without starting it: machine, data, baseline, and `init-fleet`.
 
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """

@@ -19,37 +19,35 @@ from autohypothesis.commands.app import HERE, CommandGroup, Group, Repo, called
 from autohypothesis.commands.app import app as registered
 
 PANELS = {
-    "Begin": {
-        "demo": "setup", "doctor": "doctor", "check-hardware": "doctor", "setup": "setup",
-        "new": "setup",
+    "Get ready": {"doctor": "doctor", "setup": "setup", "new": "setup", "demo": "setup"},
+    "One run": {"run-experiment": "run", "record": "run", "decide": "run"},
+    "Many runs": {
+        "run-loop": "loop", "up": "fleet", "down": "fleet", "init-fleet": "init",
+        "propose": "ideas", "hypotheses": "ideas",
     },
-    "One machine": {
-        "run-loop": "loop", "run-experiment": "run", "record": "run", "decide": "run",
+    "Look": {
+        "status": "show", "digest": "show", "show-results": "show", "runs": "show",
+        "show": "show", "best": "show", "monitor": "show",
     },
-    "Look, and take home": {
-        "show-results": "show", "status": "show", "monitor": "show", "digest": "show",
-        "runs": "show", "show": "show", "best": "show", "adopt": "show", "sync": "sync",
-        "schema": "show",
-    },
-    "Ideas": {
-        "propose": "ideas", "hypotheses": "ideas", "briefing": "ideas", "dispatch": "ideas",
-        "withdraw": "ideas", "abandon": "ideas",
-    },
-    "A fleet": {
-        "bootstrap": "init", "init-fleet": "init", "up": "fleet", "down": "fleet",
-        "observer": "fleet", "worker": "fleet", "tool-builder": "fleet", "tools": "tools",
-        "restore": "fleet", "prune": "init",
-    },
+    "Share": {"adopt": "show", "hub": "hub_serve"},
     "Any text": {"task": "task"},
-    "Many machines": {"hub": "hub_serve"},
+    "Inside": {
+        "briefing": "ideas", "dispatch": "ideas", "withdraw": "ideas", "abandon": "ideas",
+        "observer": "fleet", "worker": "fleet", "tool-builder": "fleet", "tools": "tools",
+        "sync": "sync", "restore": "fleet", "prune": "init", "schema": "show",
+    },
 }  # fmt: skip
-"""Every command with its module, as `--help` groups them, in the order in which one meets them."""
+"""Every command with its module, by what one wants to do, in the order in which one meets them."""
+
+ALIASES = {"check-hardware": "doctor", "bootstrap": "init"}
+"""Published names, with their module, of what `doctor` and `up` do as well; `--help` hides them."""
 
 HELP = """Search for a better training script, or any other text, and believe the result.
 
 New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
-search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices.
-`COMMAND --help` has an example of each. `--repo PATH` may stand before or after the command.
+search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices; `status`
+says how it stands, `digest` what came out. `COMMAND --help` ends with examples. `--repo PATH` may
+stand before or after the command.
 """
 
 
@@ -57,16 +55,17 @@ class Loaded(Mapping[str, Any]):
     """Name -> command; one is imported and built when it is asked for."""
 
     def __iter__(self) -> Iterator[str]:
-        return (name for names in PANELS.values() for name in names)
+        yield from (name for names in PANELS.values() for name in names)
+        yield from ALIASES
 
     def __len__(self) -> int:
-        return sum(map(len, PANELS.values()))
+        return len(list(self))
 
     def __getitem__(self, name: str) -> Any:
         for panel, modules in PANELS.items():
             if name in modules:
                 return _built(name, modules[name], panel)
-        raise KeyError(name)
+        return _built(name, ALIASES[name], "")
 
 
 @cache
@@ -81,7 +80,7 @@ def _built(name: str, module: str, panel: str) -> Any:
         commands = registered.registered_commands
         alone.registered_commands = [one for one in commands if one.name == name]
         built = typer.main.get_command(alone)
-    built.name, built.rich_help_panel = name, panel
+    built.name, built.rich_help_panel, built.hidden = name, panel, name in ALIASES
     return built
 
 

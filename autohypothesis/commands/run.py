@@ -60,6 +60,7 @@ def run_experiment(
     settle: Annotated[
         bool,
         Option(
+            "--decide",
             "--settle",
             help="Decide it at once: keep or discard. A win is run again first, where the task"
             " asks for replicates.",

@@ -36,7 +36,7 @@ TAIL_LINES = 15
 
 @app.command("status")
 def status(repo: Repo = HERE, as_json: Json = False) -> None:
-    """The search, who is alive, the queue, and what needs you; it only reads, and at once.
+    """How it stands now: the search, who is alive, the queue, and what needs you; it only reads.
 
     Example: `orchestrator.py status`
     """
@@ -75,7 +75,7 @@ def digest(
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """The page of the morning: what was kept, what failed, how idle it was, where to look first.
+    """What happened since you left: what was kept, what failed, idle devices, where to look first.
 
     It reads the ledger as the last sync left it. Example: `orchestrator.py digest --since 12`
     """
@@ -330,7 +330,7 @@ def show_results(
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """Show a search: start, best, the gain of each kept step, keep rate, crashes, hours.
+    """What a search found in all: start, best, the gain of each kept step, keep rate, hours.
 
     Without a ledger a results.tsv of any other loop is read; what it cannot tell is null.
     Example: `orchestrator.py show-results --top 5 --kept-only`

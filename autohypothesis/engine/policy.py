@@ -195,7 +195,7 @@ def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
     if evidence.other_seeds:
         return SettleError(
             f"the reference has no {evidence.metric} at seed {evidence.seed}",
-            hint=f"run it at that seed: `{run} --seed {evidence.seed} --settle`",
+            hint=f"run it at that seed: `{run} --seed {evidence.seed} --decide`",
         )
     return SettleError(
         f"no reference has a {evidence.metric} on this platform", hint=f"run the baseline: `{run}`"

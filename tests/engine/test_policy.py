@@ -162,7 +162,7 @@ def test_a_hard_limit_discards_and_a_soft_one_is_noted(
     ("changes", "command"),
     [
         ({}, "run-experiment --baseline`"),
-        ({"seed": 7, "other_seeds": True}, "run-experiment --baseline --seed 7 --settle"),
+        ({"seed": 7, "other_seeds": True}, "run-experiment --baseline --seed 7 --decide"),
     ],
 )
 def test_nothing_to_compare_with_is_no_decision_and_names_the_command(

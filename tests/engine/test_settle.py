@@ -130,7 +130,7 @@ def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: st
     search.ended("h-1", change, start, 1.45, seed=7)
     with pytest.raises(SettleError) as refused:
         search.settled("h-1")
-    command = "python orchestrator.py run-experiment --baseline --seed 7 --settle"
+    command = "python orchestrator.py run-experiment --baseline --seed 7 --decide"
     assert command in refused.value.hint
     replicate = search.decided("baseline-t-2", start, None, 1.4, seed=7)
     assert (replicate.decision_status, replicate.seed) == ("replicate", 7)

@@ -296,7 +296,7 @@ class BaselineSchedule:
         again = (
             f"then commit it and begin again: `python orchestrator.py {self.command} --tag NAME`;"
             " if the machine was at fault: `python orchestrator.py run-experiment --baseline"
-            " --settle`"
+            " --decide`"
         )
         if placed[1].closed == "abandoned":
             return [f"the baseline was refused: {placed[1].outcome}", again]
