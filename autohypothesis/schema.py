@@ -306,6 +306,11 @@ class Runtime(Tolerant):
     gpu_name: str = ""
     diff_stat: str = ""
     diff_hash: str = ""
+    tree_hash: str = ""
+    """Of the artifacts' paths and contents: equal for the same files."""
+    code_hash: str = ""
+    """Of the same without the values of the settings: runs with an equal one differ in their
+    settings alone, any other is of edited code. Empty in the records of older versions."""
     lines_added: Whole = None
     lines_removed: Whole = None
     platform_key: str = ""
@@ -502,6 +507,7 @@ class Decision(Tolerant):
     lines_changed: Whole = None
     """Lines added minus lines removed."""
     diff_hash: str = ""
+    tree_hash: str = ""
     lane: str = ""
     """The device, as `gpu_id` has it; what follows is how fast it was, and known of CPU lanes."""
     lane_kernel_ms: Number = None
@@ -554,6 +560,8 @@ class Row(Tolerant):
     tokens_per_second: Number = None
     diff_stat: str = ""
     diff_hash: str = ""
+    code_hash: str = ""
+    """Equal for runs that differ in their settings alone; another one: the code was edited."""
     decision_markdown_path: str = ""
     decision_markdown: str = ""
     gpu_name: str = ""

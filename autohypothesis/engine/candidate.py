@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
+from autohypothesis.engine.code_hash import artifact_hashes
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
@@ -124,6 +125,7 @@ def spec_of(
     base = experiment.base
     changes = repository.changes(base, commit) if commit != base else []
     diff = repository.diff(base, commit) if changes else ""
+    hashes = artifact_hashes(repository, task, commit, config)
     return spec_for(
         experiment,
         task,
@@ -133,6 +135,8 @@ def spec_of(
         diff=diff,
         diff_stat=diff_stat(changes),
         diff_hash=diff_hash(diff),
+        tree_hash=hashes.tree,
+        code_hash=hashes.code,
         lines_added=sum(change.added or 0 for change in changes),
         lines_removed=sum(change.removed or 0 for change in changes),
     )

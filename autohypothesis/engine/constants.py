@@ -26,6 +26,8 @@ _BOM = b"\xef\xbb\xbf"
 MAX_TEXT = 4_000
 MAX_BITS = 200
 _MAX_POWER = 256
+_BLANK = b"\0"
+"""Stands for a value that was taken out; no script that parses has this byte."""
 _PATCH = "propose a patch instead"
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -84,9 +86,11 @@ def computed_names(source: bytes) -> set[str]:
     Raises:
         ChangeError: the script cannot be parsed.
     """
-    values = {
-        name: bound.values for name, bound in _bindings(_parse(source)).items() if bound.values
-    }
+    return _computed(_bindings(_parse(source)))
+
+
+def _computed(bindings: Mapping[str, _Binding]) -> set[str]:
+    values = {name: bound.values for name, bound in bindings.items() if bound.values}
     constants = {name for name in values if name.isupper()} or values.keys()
     return {
         name
@@ -94,6 +98,44 @@ def computed_names(source: bytes) -> set[str]:
         for value in assigned
         if any(isinstance(node, ast.Name) and node.id in constants for node in ast.walk(value))
     }
+
+
+def blanked(source: bytes, settings: Mapping[str, Any]) -> tuple[bytes, set[str]]:
+    """Return `source` without the values of its settings, and the names of those.
+
+    A setting is a constant whose value `settings` (lower-case names) records: a literal that is
+    equal to it, or an expression in capitals, such as `DEPTH = profile.depth`, that mentions no
+    other constant. One that does is code: its value follows. Two sources with equal results differ
+    in the values of these settings and in nothing else.
+
+    Raises:
+        ChangeError: the script cannot be parsed, or is not UTF-8.
+    """
+    content = source.removeprefix(_BOM)
+    _refuse_other_encodings(content)
+    bindings = _bindings(_parse(content))
+    starts = _line_starts(content)
+    computed = _computed(bindings)
+    spans = {
+        name: _span(binding.values[0], starts)
+        for name, binding in bindings.items()
+        if len(binding.sites) == 1 == len(binding.values)
+        and (name.isupper() or name.upper() not in bindings)
+        and name.lower() in settings
+        and name not in computed
+        and _has_value(name, binding.values[0], settings[name.lower()])
+    }
+    for start, end in sorted(spans.values(), reverse=True):
+        content = content[:start] + _BLANK + content[end:]
+    return source[: len(source) - len(source.removeprefix(_BOM))] + content, set(spans)
+
+
+def _has_value(name: str, node: ast.expr, recorded: Any) -> bool:
+    """Return whether `recorded` is what a constant is, as far as its text tells."""
+    try:
+        return same(_literal(node), recorded)
+    except NotLiteralError:
+        return name.isupper()
 
 
 def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
@@ -113,8 +155,7 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
         if name in chosen:
             raise ChangeError(f"{name} is set twice, as {key!r} and by another spelling")
         chosen[name] = value
-    # Of every line that Python knows: they end with \n, \r\n or \r.
-    starts = [0, *accumulate(map(len, content.splitlines(keepends=True)))]
+    starts = _line_starts(content)
     edits = [_edit(name, names[name].values[-1], value, starts) for name, value in chosen.items()]
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
@@ -125,6 +166,20 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
                 f"{name} reads back as {written.get(name)!r}, not {value!r}", hint=_PATCH
             )
     return source[: len(source) - len(source.removeprefix(_BOM))] + content
+
+
+def _line_starts(content: bytes) -> list[int]:
+    """Return where each line begins that Python knows: they end with \\n, \\r\\n or \\r."""
+    return [0, *accumulate(map(len, content.splitlines(keepends=True)))]
+
+
+def _span(node: ast.expr, starts: list[int]) -> tuple[int, int]:
+    """Return where the text of a value begins and ends."""
+    assert node.end_lineno is not None and node.end_col_offset is not None
+    return (
+        starts[node.lineno - 1] + node.col_offset,
+        starts[node.end_lineno - 1] + node.end_col_offset,
+    )
 
 
 def _parse(source: bytes, name: str = "the script") -> ast.Module:
@@ -232,9 +287,7 @@ def _edit(name: str, node: ast.expr, value: Setting, starts: list[int]) -> tuple
         present = None
     else:
         _refuse_slip(name, present, value)
-    assert node.end_lineno is not None and node.end_col_offset is not None
-    start = starts[node.lineno - 1] + node.col_offset
-    return start, starts[node.end_lineno - 1] + node.end_col_offset, _render(name, value, present)
+    return *_span(node, starts), _render(name, value, present)
 
 
 def _refuse_slip(name: str, present: Any, value: Setting) -> None:
@@ -330,6 +383,8 @@ def same(first: Any, second: Any) -> bool:
     """Return whether two settings are equal: 1 is 1.0 but not True, and a list is a tuple."""
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
         return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     return bool(first == second)

@@ -400,6 +400,7 @@ def _record(
         platform_key=key,
         lines_changed=evidence.lines_changed,
         diff_hash=case.metadata.runtime.diff_hash,
+        tree_hash=case.metadata.runtime.tree_hash,
         lane=speed.slot,
         lane_kernel_ms=speed.kernel_ms,
         tokens_per_second=speed.tokens_per_second,

@@ -190,6 +190,8 @@ class RunSpec(Strict):
     diff: str = ""
     diff_stat: str = ""
     diff_hash: str = ""
+    tree_hash: str = ""
+    code_hash: str = ""
     lines_added: int = 0
     lines_removed: int = 0
     mutation: dict[str, Any] | None = None

@@ -6,9 +6,7 @@ decided by the next loop. What is kept goes to the user's branch as a fast-forwa
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from autohypothesis.engine import devices, runner
+from autohypothesis.engine.code_hash import tree_hash
 from autohypothesis.engine.collect import collect_ended, uncollected
 from autohypothesis.engine.decide import NeedsRuns, repair, settle
 from autohypothesis.engine.experiment import Change, Executor, Experiment, RunSpec
@@ -294,8 +293,8 @@ def line_of(project: Project, decision: Decision) -> dict[str, Any]:
         "description": result.get("title") or "",
         "candidate_score": decision.metric_value,
         "baseline_score": decision.reference_value,
-        "baseline_hash": artifacts_hash(project, str(decision.base_commit)),
-        "candidate_hash": artifacts_hash(project, decision.commit),
+        "baseline_hash": _artifacts_hash(project, str(decision.base_commit)),
+        "candidate_hash": _artifacts_hash(project, decision.commit),
         "commit": decision.commit,
         "metrics": {k: v for k, v in part_of(result, "metrics").items() if v is not None},
         "diff_summary": runtime.get("diff_stat") or "",
@@ -318,16 +317,11 @@ def line_of(project: Project, decision: Decision) -> dict[str, Any]:
     }
 
 
-def artifacts_hash(project: Project, commit: str) -> str:
-    """Return the SHA-256 of the artifacts of a commit: their paths and contents."""
+def _artifacts_hash(project: Project, commit: str) -> str:
     try:
-        entries = project.repository.entries(commit)
+        return tree_hash(project.repository, project.task, commit)
     except AutohypothesisError:
         return ""
-    named = "".join(
-        f"{path}\0{entries[path].blob}\0" for path in sorted(project.task.artifacts_in(entries))
-    )
-    return hashlib.sha256(os.fsencode(named)).hexdigest()
 
 
 def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]:

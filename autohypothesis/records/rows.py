@@ -153,8 +153,8 @@ def _from_run(row: RowDocument, run: Document, runtime: Document) -> None:
         for key in ("seed", "replicates"):
             row[key] = run[key] if run[key] is not None else row[key]
     if runtime:
-        for key in ("commit", "gpu_name", "diff_stat", "diff_hash", "platform_key", "profile",
-                    "sandbox", "checkout_lacks"):  # fmt: skip
+        for key in ("commit", "gpu_name", "diff_stat", "diff_hash", "code_hash", "platform_key",
+                    "profile", "sandbox", "checkout_lacks"):  # fmt: skip
             row[key] = runtime[key]
         if runtime["commit"]:  # a baseline has no parent, whatever its plan was based on
             row["parent_commit"] = runtime["parent_commit"]
