@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
-from autohypothesis.engine.code_hash import artifact_hashes
+from autohypothesis.engine.code_hash import artifact_hashes, tree_hash
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
@@ -70,6 +70,7 @@ def prepare(
     workspace: Workspace | None = None,
     inputs: Inputs | None = None,
     implement: ImplementChange | None = None,
+    check_tree: Callable[[str], None] = lambda tree: None,
 ) -> RunSpec:
     """Make the commit of a planned experiment, reachable as `refs/experiments/<experiment_id>`.
 
@@ -80,6 +81,7 @@ def prepare(
         workspace: where instructions are implemented, and the task's preflight runs, in its
             export; without it neither is.
         inputs: located inputs, for the preflight.
+        check_tree: raises ChangeError for changed artifacts, by `tree_hash`, that may not run.
 
     Returns what to run: the commit, its diff and its settings.
 
@@ -100,6 +102,8 @@ def prepare(
             hint="propose something else",
         )
     check_candidate(repository, task, tree, changes)
+    if changes:
+        check_tree(tree_hash(repository, task, tree))
     experiment = replace(experiment, base=base, title=experiment.title or note)
     commit = base
     if changes:

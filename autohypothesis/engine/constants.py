@@ -138,6 +138,21 @@ def _has_value(name: str, node: ast.expr, recorded: Any) -> bool:
         return name.isupper()
 
 
+def value_texts(source: bytes) -> dict[str, bytes]:
+    """Return name -> the text of its value, for each name that is bound once, and plainly.
+
+    Raises:
+        ChangeError: the script cannot be parsed.
+    """
+    content = source.removeprefix(_BOM)
+    starts = _line_starts(content)
+    return {
+        name: content[slice(*_span(binding.values[0], starts))]
+        for name, binding in _bindings(_parse(content)).items()
+        if len(binding.sites) == 1 == len(binding.values)
+    }
+
+
 def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
     """Return `source` with top-level constants set; keys match without case.
 

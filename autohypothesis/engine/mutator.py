@@ -223,27 +223,6 @@ class Mutator:
                 "diff": diff,
             }
 
-    def refuse_duplicate(self, diff_hash: str) -> None:
-        """Refuse a change that was decided on this base, so that noise is not drawn again.
-
-        What is to be run again, and what was measured by another task, or on another platform
-        than the base was last, does not count.
-
-        Raises:
-            NothingNewError: it was decided before.
-        """
-        base = self.experiment.base
-        measured = self._measured(base)
-        keys = ("", measured.platform_key if measured is not None else "")
-        for decision in self.past.decisions:
-            is_same = decision.base_commit == base and decision.diff_hash == diff_hash
-            counts = not decision.requeue and decision.decision_status != "replicate"
-            if is_same and counts and decision.platform_key in keys:
-                raise NothingNewError(
-                    f"the same change was tried as {decision.experiment_id}:"
-                    f" {decision.decision_status}, {decision.reason}"
-                )
-
 
 def _is_link_to_git(path: Path, content: bytes) -> bool:
     with suppress(OSError):

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from autohypothesis.engine.candidate import check_candidate, prepare, settings_of, spec_of
 from autohypothesis.engine.collect import busy_workers, collect_ended, result_of
 from autohypothesis.engine.decide import NeedsRuns, settle
+from autohypothesis.engine.duplicates import refuse_duplicate
 from autohypothesis.engine.evidence import read_case
 from autohypothesis.engine.experiment import (
     FIRST_SEED,
@@ -225,11 +227,12 @@ def plan(
         hypothesis_id = ids.baseline_id(tag)
     elif not hypothesis_id:
         hypothesis_id = ids.allocate_hypothesis(project.layout, tag)
+    seed = experiment.seed
     experiment = replace(
         experiment,
         hypothesis_id=hypothesis_id,
         title=experiment.title or _title(experiment.change),
-        seed=FIRST_SEED if experiment.seed is None else experiment.seed,
+        seed=FIRST_SEED if seed is None else seed,
         tag=tag,
         worker_id=worker,
         base=base,
@@ -242,9 +245,8 @@ def plan(
         spec = prepare(
             project.repository, project.task, experiment,
             workspace=side, inputs=inputs, implement=mutator.implement if mutator else None,
+            check_tree=partial(refuse_duplicate, project, experiment, seed),
         )  # fmt: skip
-        if mutator:
-            mutator.refuse_duplicate(spec.diff_hash)
         check(spec)
     except BaseException as error:
         if (

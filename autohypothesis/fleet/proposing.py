@@ -29,6 +29,13 @@ class Trial:
     """keep, discard, crash, replicate, review_pending, running."""
     seed: int | None = None
     replicates: str | None = None
+    title: str = ""
+    description: str = ""
+    """Why it was tried, as its proposer said."""
+    diff_hash: str = ""
+    """Hash of its change; equal for the same edit of another base."""
+    code_hash: str = ""
+    """Equal for runs that differ in `settings` alone; empty: unknown, and equal to no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,9 @@ class Situation:
     """Waiting, dispatched and running."""
     closed: Sequence[Hypothesis]
     brief: Brief
+    code_hash: str = ""
+    """Of the reference. A trial with another one ran other code: it says nothing about what a
+    setting does here."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Title -> why it was not taken, of the proposer's last answer."""
 

@@ -162,8 +162,9 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
             for name, knob in knobs.items()
         },
         "reference": dict(situation.reference),
+        "code_hash": situation.code_hash,
         "sources": _bounded_sources(situation.sources),
-        "trials": [_trial(trial, situation.reference) for trial in trials],
+        "trials": [_trial(trial, situation) for trial in trials],
         "trials_in_all": len(situation.trials),
         "open": [
             {"hypothesis_id": hypothesis.hypothesis_id, "title": hypothesis.title}
@@ -175,10 +176,16 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
     }
 
 
-def _trial(trial: Trial, reference: Mapping[str, Any]) -> dict[str, object]:
-    """Describe a trial by its differences to the reference."""
+def _trial(trial: Trial, situation: Situation) -> dict[str, object]:
+    """Describe a trial by its differences to the reference: in settings, and in code."""
+    reference = situation.reference
     return {
         "experiment_id": trial.experiment_id,
+        "title": trial.title,
+        "description": trial.description[:MAX_TEXT],
+        "same_code": trial.code_hash == situation.code_hash,
+        "diff_hash": trial.diff_hash,
+        "code_hash": trial.code_hash,
         "differs": {
             name: value
             for name, value in trial.settings.items()

@@ -1,4 +1,8 @@
-"""Evidence about the knobs: values that were tried, the effect of each move, crashes."""
+"""Evidence about the knobs: values that were tried, the effect of each move, crashes.
+
+Only runs of the reference's code are evidence about its settings. An edit of the code is an arm of
+its own: once one is kept, the search begins with what was measured on that code.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ class History:
 
     Attributes:
         here: key of the reference's settings.
-        trials: what says something about its settings, in the order of the runs.
+        trials: what says something about its settings, in the order of the runs: of its code.
         seen: keys of trials, open hypotheses, and those that were closed without a run.
         waiting: (knob, direction) of moves that are under way.
         effects: one for each trial and base that differ in one knob, oldest first.
@@ -74,9 +78,10 @@ class History:
         return settings_key(self.with_overrides(overrides), self._names)
 
     def _evidence(self) -> list[Trial]:
-        """Return the trials without crashes of hypotheses that wait again, or were given up.
+        """Return the trials of the reference's code.
 
-        Those were the machine's.
+        Crashes of hypotheses that wait again, or were given up, are left out: those were the
+        machine's.
         """
         situation = self.situation
         lost = {hypothesis.hypothesis_id for hypothesis in situation.open}
@@ -84,11 +89,17 @@ class History:
         return [
             trial
             for trial in situation.trials
-            if trial.status != "crash" or trial.hypothesis_id not in lost
+            if trial.code_hash == situation.code_hash
+            and (trial.status != "crash" or trial.hypothesis_id not in lost)
         ]
 
     def _note_hypotheses(self) -> None:
         tried = {trial.hypothesis_id for trial in self.trials}
+        tried |= {
+            trial.hypothesis_id
+            for trial in self.situation.trials
+            if trial.code_hash != self.situation.code_hash
+        }
         untried = [past for past in self.situation.closed if past.hypothesis_id not in tried]
         for hypothesis in (*self.situation.open, *untried):
             if hypothesis.config_overrides:

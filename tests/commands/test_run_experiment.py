@@ -52,6 +52,35 @@ def test_what_is_in_the_working_tree_is_run_and_stays_as_it_is(
     assert "+RATE = 0.2" in diff
 
 
+def test_an_edit_that_was_run_is_refused_with_its_result_in_whichever_way_it_comes_again(
+    cli: Cli, foreign: Path, git: Git, tmp_path: Path
+) -> None:
+    assert cli("run-experiment", "--settle", "--tag", "t").returncode == 0
+    edit(foreign, "RATE = 0.1", "RATE = 0.1  # an edit")
+    assert cli("run-experiment", "--settle", "--desc", "a remark").returncode == 0
+    first = str(rows(cli)[-1]["id"])
+    patch = tmp_path / "same.diff"
+    patch.write_text(git(foreign, "diff") + "\n")
+    again = [cli("run-experiment"), cli("propose", "--diff", "--title", "again")]
+    git(foreign, "checkout", "train.py")
+    again += [
+        cli("run-experiment", "--patch", str(patch)),
+        cli("propose", "--patch", str(patch), "--title", "again"),
+    ]
+    for answer in again:
+        assert answer.returncode == 1 and answer.stdout == "", answer.stdout
+        assert f"it was run before, as {first}: discard, within_noise" in answer.stderr
+    assert len(rows(cli)) == 2 and len(list(Layout(foreign).plans.glob("*.json"))) == 2
+    seeded = cli("run-experiment", "--patch", str(patch), "--seed", "43")
+    assert seeded.returncode == 0, seeded.stderr
+    assert rows(cli)[-1]["seed"] == 43
+    assert cli("run-experiment", "--baseline").returncode == 0, "no edit: a repeat on purpose"
+    value = cli("run-experiment", "--set", "RATE=0.3")
+    assert value.returncode == 0, value.stderr
+    undecided = cli("run-experiment", "--set", "rate=0.30")
+    assert "not decided yet, val_bpb 1.000000" in undecided.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "kind", "code"),
     [("MODE=crash", "code_error", 1), ("MODE=twice", "invalid", 1), ("MODE=vandal", "invalid", 1)],

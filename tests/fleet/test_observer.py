@@ -20,12 +20,11 @@ from autohypothesis.fleet.knowledge.knowledge_base import KnowledgeReport
 from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.observer import publishing
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
-from autohypothesis.fleet.observer.search_state import Reference, SearchState
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import read_json
 from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
@@ -35,12 +34,8 @@ from autohypothesis.schema import (
     Hypothesis,
     KnowledgeBase,
     LiveSummary,
-    Metadata,
-    Plan,
-    PlannedHypothesis,
     Proposal,
     Result,
-    Runtime,
     Steering,
     now,
 )
@@ -461,40 +456,6 @@ def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
         assert any("KeyError" in line for line in watched.status.problems)
     turns(watched, lambda: watched.queue.dispatched())
     assert watched.status.problems == []
-
-
-def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
-    fleet_project: Project,
-) -> None:
-    """h-t-0001-2 was run on the commit of h-t-0002-1, and is read before it."""
-    base = fleet_project.reference()
-    _begun(fleet_project, "h-t-0001-2", commit="c2", parent="c1", RATE=2.0)
-    _begun(fleet_project, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
-    _begun(fleet_project, "h-t-0003-1", commit="c3", parent="c2", SLEEP=0.1)
-    watched = observer(fleet_project)
-    watched.history.refresh()
-    watched.index.refresh()
-    assert len(watched.index.runs) == 3
-    same = {watched.index.code_ancestor(commit) for commit in (base, "c1", "c2", "c3")}
-    assert same == {base}
-    reference = Reference("c3", {}, {"RATE": 2.0, "WIDTH": 9, "SLEEP": 0.0})
-    again = SearchState(watched.index, reference, Steering()).earlier_run(idea(SLEEP=0.1))
-    assert again is not None and again.plan.experiment_id == "h-t-0003-1"
-
-
-def _begun(project: Project, name: str, *, commit: str, parent: str, **overrides: object) -> None:
-    """An experiment as far as its folder tells which change it is, on which commit."""
-    run, hypothesis = project.layout.run(name), name.rpartition("-")[0]
-    run.folder.mkdir(parents=True)
-    planned = PlannedHypothesis(hypothesis_id=hypothesis, config_overrides=overrides)
-    plan = Plan(
-        experiment_id=name, created_at=now(), based_on_commit=parent, tag="t", hypothesis=planned
-    )
-    write_json(project.layout.plan(name), plan)
-    runtime = Runtime(commit=commit, parent_commit=parent)
-    write_json(run.metadata, Metadata(recorded_at=now(), runtime=runtime))
-    settings = {"rate": 2.0, "width": 9, "sleep": 0.0}
-    write_json(run.config, {**settings, **{k.lower(): v for k, v in overrides.items()}})
 
 
 def test_only_a_keep_that_is_taken_back_is_a_contradiction(fleet_project: Project) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.task import MutatorConfig
 from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
@@ -232,6 +234,33 @@ def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
     watched.queue.add(again, proposer="ada")
     turns(watched, lambda: watched.history.counted() == 3, hand)
     assert [one.reason for one in watched.history.latest.values()][-1] == "replicate"
+
+
+def test_instructions_that_come_to_an_edit_that_was_run_are_closed_without_a_run(
+    fleet_project: Project,
+) -> None:
+    program = (
+        "import json, sys, pathlib\n"
+        "old, new = json.load(sys.stdin)['instructions'].splitlines()[0].split(' -> ')\n"
+        "path = pathlib.Path('train.py')\npath.write_text(path.read_text().replace(old, new))\n"
+    )
+    mutator = MutatorConfig(type="implementer", command=(sys.executable, "-c", program))
+    task = fleet_project.task.model_copy(update={"mutator": mutator})
+    project = replace(fleet_project, task=task)
+    hand = Hands(project, "w0")
+    watched = observer(project)
+    edited = "SLEEP = 0.0 -> SLEEP = 0.0  # as quick as can be"
+    first, same, other = (
+        watched.queue.add(Proposal(title=text[:9], instructions=text), proposer="person")
+        for text in (edited, f"{edited}\nplease", edited.replace("quick", "fast"))
+    )
+    turns(watched, lambda: not watched.queue.open(), hand)
+    ended = {done.hypothesis_id: (done.closed, done.outcome) for done in watched.queue.done()}
+    assert ended[first.hypothesis_id][0] == ended[other.hypothesis_id][0] == "completed"
+    closed, outcome = ended[same.hypothesis_id]
+    assert closed == "abandoned"
+    assert f"it was run before, as {first.hypothesis_id}-1" in outcome
+    assert len(list(project.layout.runs.iterdir())) == 3
 
 
 def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -> None:

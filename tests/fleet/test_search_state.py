@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from autohypothesis.engine.code_hash import artifact_hashes
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer import search_state
 from autohypothesis.fleet.observer.search_state import (
     ExperimentIndex,
-    IndexedRun,
     Reference,
     SearchState,
-    change_key,
 )
 from autohypothesis.fleet.single_loop import LoopSession
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import DecisionHistory, LiveHistory
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Decision, Plan, PlannedHypothesis, Proposal, Steering, now
+from autohypothesis.schema import (
+    Decision,
+    Hypothesis,
+    Metadata,
+    Plan,
+    PlannedHypothesis,
+    Proposal,
+    RunIdentity,
+    Runtime,
+    Steering,
+    now,
+)
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 
@@ -178,46 +186,135 @@ def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> 
     assert history.fresh() == []
 
 
-def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
-    patch = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n"
-    moved = "index 1..2 100644\n" + patch.replace("@@ -1,2 +1,2 @@", "@@ -9,2 +9,2 @@ def f():")
-    spaced, other = patch.replace("+b", "+b  "), patch.replace("+b", "+c")
-    keys = {change_key(Proposal(title="x", patch=text)) for text in (patch, moved, spaced, other)}
-    assert len(keys) == 2
-    assert change_key(Proposal(title="x")) == ""
+def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
+    fleet_project: Project,
+) -> None:
+    """h-t-0001-2 was run on the commit of h-t-0002-1, and is read before it.
+
+    Their records are of an older version: nothing in them says what their code was.
+    """
+    base = fleet_project.reference()
+    third = commit_of(fleet_project, {"WIDTH = 8": "WIDTH = 9", "SLEEP = 0.0": "SLEEP = 0.1"})
+    _begun(fleet_project, "baseline-t-1", commit=base)
+    _begun(fleet_project, "h-t-0001-2", commit="c2", parent="c1", RATE=2.0, WIDTH=9)
+    _begun(fleet_project, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
+    _begun(fleet_project, "h-t-0003-1", commit=third, parent=base, patch="x", SLEEP=0.1, WIDTH=9)
+    _begun(fleet_project, "h-t-0004-1", commit="unknown to git", parent=base, patch="x")
+    state = state_of(fleet_project)
+    hashes = {name: state.index.hashes(run) for name, run in state.index.runs.items()}
+    assert len({code for _, code in hashes.values()} - {""}) == 1
+    assert hashes["h-t-0004-1"] == ("", "")
+    assert state.reference.code_hash == hashes["baseline-t-1"][1] != ""
+    again = state.earlier_run(idea(WIDTH=9.0))
+    assert again is not None and again.plan.experiment_id == "h-t-0002-1"
+    again = state.earlier_run(idea(SLEEP=0.1, WIDTH=9))
+    assert again is not None and again.plan.experiment_id == "h-t-0003-1"
 
 
-def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:
+@pytest.mark.parametrize("way", ["patch", "artifacts_from", "config_overrides"])
+def test_what_was_run_is_refused_in_whichever_way_it_is_proposed(
+    fleet_project: Project, way: str
+) -> None:
+    base, words = fleet_project.reference(), {"RATE = 1.0": "RATE = 2.0"}
+    made = commit_of(fleet_project, words)
+    _begun(fleet_project, "baseline-t-1", commit=base)
+    _begun(fleet_project, "h-t-0001-1", commit=made, parent=base, hashed=True, RATE=2.0)
+    changes = {
+        "patch": fleet_project.repository.diff(base, made),
+        "artifacts_from": made,
+        "config_overrides": {"rate": 2},
+    }
+    proposal = Proposal(title="again", **{way: changes[way]})
+    state = state_of(fleet_project)
+    assert "it was run before, as h-t-0001-1" in state.reason_against(proposal, [])
+    replicate = proposal.model_copy(update={"replicates": "h-t-0001-1"})
+    assert not state.reason_against(replicate, [])
+    assert state.earlier_run(proposal, besides="h-t-0001") is None
+    other = commit_of(fleet_project, {**words, "WIDTH = 8": "WIDTH = 8  # an edit"})
+    edited = Proposal(title="other code", artifacts_from=other)
+    assert not state.reason_against(edited, [])
+    waiting = Hypothesis(hypothesis_id="h-t-0009", tag="t", **edited.model_dump())
+    patch = Proposal(title="as a patch", patch=fleet_project.repository.diff(base, other))
+    assert "in the queue already, as h-t-0009" in state.reason_against(patch, [waiting])
+
+
+def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates(
+    fleet_project: Project,
+) -> None:
     """It was voided for contention after they had run."""
-    first, again = run_of_rate_2("h-t-0001"), run_of_rate_2("h-t-0002", replicates="h-t-0001-1")
-    state = state_with(again, first)
+    _run_of_rate_2(fleet_project, "h-t-0001-1")
+    _run_of_rate_2(fleet_project, "h-t-0002-1", replicates="h-t-0001-1")
+    state = state_of(fleet_project)
     assert state.earlier_run(idea(RATE=2.0), besides="h-t-0001") is None
-    assert state.earlier_run(idea(RATE=2.0)) is first
+    first = state.earlier_run(idea(RATE=2.0))
+    assert first is not None and first.plan.experiment_id == "h-t-0001-1"
 
 
-def test_a_run_that_was_lost_is_no_earlier_run_of_its_idea() -> None:
-    run = run_of_rate_2("h-t-0001")
+def test_a_run_that_was_lost_or_cannot_be_compared_is_no_earlier_run_of_its_idea(
+    fleet_project: Project,
+) -> None:
+    layout, base = fleet_project.layout, fleet_project.reference()
+    _run_of_rate_2(fleet_project, "h-t-0001-1")
     lost = decision("h-t-0001-1", decision_status="crash", reason="infra", requeue=True)
-    assert state_with(run, latest=[lost]).reason_against(idea(RATE=2.0), []) == ""
+    bundles.append_decision(layout, lost)
+    assert state_of(fleet_project).reason_against(idea(RATE=2.0), []) == ""
     own_fault = lost.model_copy(update={"reason": "code_error", "requeue": False})
-    assert "it was run before" in state_with(run, latest=[own_fault]).reason_against(
-        idea(RATE=2.0), []
-    )
+    bundles.append_decision(layout, own_fault.model_copy(update={"decision_id": "d-2"}))
+    assert "crash, code_error" in state_of(fleet_project).reason_against(idea(RATE=2.0), [])
+    _begun(fleet_project, "baseline-t-1", commit=base, platform="another device")
+    elsewhere = decision("baseline-t-1", commit=base, decision_status="keep", metric_value=1.0)
+    bundles.append_decision(layout, elsewhere)
+    assert state_of(fleet_project).reason_against(idea(RATE=2.0), []) == ""
 
 
-def run_of_rate_2(name: str, replicates: str | None = None) -> IndexedRun:
-    plan = Plan(
-        experiment_id=f"{name}-1", created_at=now(), based_on_commit="c0", replicates=replicates,
-        hypothesis=PlannedHypothesis(hypothesis_id=name, config_overrides={"RATE": 2.0}),
+def _run_of_rate_2(project: Project, name: str, replicates: str | None = None) -> None:
+    commit = commit_of(project, {"RATE = 1.0": "RATE = 2.0"})
+    _begun(
+        project, name, commit=commit, parent=project.reference(), hashed=True,
+        replicates=replicates, RATE=2.0,
     )  # fmt: skip
-    return IndexedRun(plan, settings={"rate": 2.0}, commit="c1", key="")
 
 
-def state_with(*runs: IndexedRun, latest: Sequence[Decision] = ()) -> SearchState:
-    stand_in = SimpleNamespace(
-        runs={run.plan.experiment_id: run for run in runs},
-        code_ancestor=lambda commit: "the same",
-        history=DecisionHistory(latest),
+def commit_of(project: Project, words: dict[str, str]) -> str:
+    """Commit the reference's script with other words in it."""
+    repository, base = project.repository, project.reference()
+    text = repository.show_file(base, "train.py").decode()
+    for old, new in words.items():
+        text = text.replace(old, new)
+    return repository.commit_tree(
+        repository.tree_with(base, {"train.py": text.encode()}), [base], "x"
     )
-    reference = Reference("c0", {}, {"RATE": 1.0}, names=("RATE",))
-    return SearchState(cast(ExperimentIndex, stand_in), reference, Steering())
+
+
+def _begun(
+    project: Project, name: str, *, commit: str, parent: str | None = None, patch: str = "",
+    hashed: bool = False, replicates: str | None = None, platform: str = "p", **overrides: Any,
+) -> None:  # fmt: skip
+    """An experiment as far as its folder tells which change it is, on which commit."""
+    run, hypothesis = project.layout.run(name), name.rpartition("-")[0]
+    run.folder.mkdir(parents=True)
+    settings = {"rate": 1.0, "width": 8, "sleep": 0.0, "mode": "train", "gate": ""}
+    settings |= {key.lower(): value for key, value in overrides.items()}
+    planned = PlannedHypothesis(
+        hypothesis_id=hypothesis, patch=patch or None, config_overrides={} if patch else overrides
+    )
+    plan = Plan(
+        experiment_id=name, created_at=now(), based_on_commit=parent or commit, tag="t",
+        hypothesis=planned, replicates=replicates,
+    )  # fmt: skip
+    write_json(project.layout.plan(name), plan)
+    runtime = Runtime(commit=commit, parent_commit=parent, diff_hash="d", platform_key=platform)
+    if hashed:
+        found = artifact_hashes(project.repository, project.task, commit, settings)
+        runtime.tree_hash, runtime.code_hash = found.tree, found.code
+    identity = RunIdentity(hypothesis_id=hypothesis, replicates=replicates)
+    write_json(run.metadata, Metadata(recorded_at=now(), run=identity, runtime=runtime))
+    write_json(run.config, settings)
+
+
+def state_of(project: Project) -> SearchState:
+    history = LiveHistory(project.layout, "t")
+    history.refresh()
+    index = ExperimentIndex(project, history)
+    index.refresh()
+    return SearchState(index, Reference.of(index, project.reference()), Steering())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Project:
     closed: list[Hypothesis] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     best: float | None = None
+    code: str = "as it was"
 
     def situation(self) -> Situation:
         return Situation(
@@ -64,14 +65,13 @@ class Project:
             min_delta=self.min_delta, reference=dict(self.reference), sources=dict(self.sources),
             knobs=dict(self.knobs), steering=self.steering, trials=tuple(self.trials),
             open=tuple(self.open), closed=tuple(self.closed), brief=Brief(generated_at=now()),
-            refused=dict(self.refused),
+            refused=dict(self.refused), code_hash=self.code,
         )  # fmt: skip
 
     def baseline(self) -> Project:
         self.best = self.metric(self.reference)
-        self.trials.append(
-            Trial("baseline-test-1", "baseline-test", dict(self.reference), self.best, "keep")
-        )
+        trial = Trial("baseline-test-1", "baseline-test", dict(self.reference), self.best, "keep")
+        self.trials.append(replace(trial, code_hash=self.code))
         return self
 
     def settings(self, proposal: Proposal) -> dict[str, Setting]:
@@ -96,10 +96,26 @@ class Project:
             if gain > self.min_delta:
                 status, self.best, self.reference = "keep", value, settings
         trial = Trial(
-            f"{hypothesis.hypothesis_id}-1", hypothesis.hypothesis_id, settings, value, status
-        )
+            f"{hypothesis.hypothesis_id}-1", hypothesis.hypothesis_id, settings, value, status,
+            code_hash=self.code,
+        )  # fmt: skip
         self.trials.append(trial)
         self.closed.append(hypothesis.model_copy(update={"closed": "completed"}))
+        return trial
+
+    def edited(
+        self, title: str, value: float, *, diff_hash: str = "d", kept: bool = False,
+        **overrides: Setting,
+    ) -> Trial:  # fmt: skip
+        """A run of edited code; once it is kept, the reference is that code."""
+        name, settings = f"h-test-{len(self.trials):04}", {**self.reference, **overrides}
+        trial = Trial(
+            f"{name}-1", name, settings, value, "keep" if kept else "discard", title=title,
+            description="to see", diff_hash=diff_hash, code_hash=f"edited {title}",
+        )  # fmt: skip
+        self.trials.append(trial)
+        if kept:
+            self.best, self.reference, self.code = value, settings, trial.code_hash
         return trial
 
     def search(self, proposer: Proposer, rounds: int) -> list[Proposal]:

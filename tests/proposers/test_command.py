@@ -64,6 +64,21 @@ def test_a_program_is_told_the_situation_and_its_lines_become_proposals(
     assert {"brief", "steering", "trials", "refused", "open", "sources"} <= set(told)
 
 
+def test_a_program_can_tell_an_edit_of_the_code_from_the_reference(
+    project: Callable[..., Any],
+) -> None:
+    place = project().baseline()
+    place.edited("squared ReLU", 1.5, diff_hash="d1")
+    place.edited("no warm-up", 1.6, diff_hash="d2", DEPTH=2)
+    told = document_of(place.situation(), 1)
+    reference, first, second = told["trials"]  # type: ignore[misc]
+    assert reference["same_code"] and not first["same_code"] and not second["same_code"]
+    assert (first["title"], first["differs"]) == ("squared ReLU", {})
+    assert (second["description"], second["differs"]) == ("to see", {"DEPTH": 2})
+    assert first["diff_hash"] != second["diff_hash"]
+    assert told["code_hash"] == reference["code_hash"] != first["code_hash"]
+
+
 def test_bad_lines_are_returned_once_with_the_reason(
     program: Program, situation: Any, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.proposing import Trial
 from autohypothesis.proposers import joint
+from autohypothesis.proposers.history import History
 from autohypothesis.proposers.knobs import Axis, canonical, knobs_of, settings_key
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Proposal, Setting, Steering
@@ -165,7 +166,7 @@ def test_constants_that_follow_others_are_not_settings(project: MakeProject) -> 
     place.baseline()
     move = KnobSearch().propose(place.situation(), 1)[0]
     settings = {**place.settings(move), "MODEL_DIM": 64}
-    place.trials.append(Trial("h-1", "h-test-0001", settings, 2.2, "discard"))
+    place.trials.append(Trial("h-1", "h-test-0001", settings, 2.2, "discard", code_hash=place.code))
     answer = KnobSearch().propose(place.situation(), 40)
     assert move.title == "DEPTH 3 -> 2" not in [proposal.title for proposal in answer]
     assert any("3 -> 2 +0.1" in proposal.rationale for proposal in answer)
@@ -265,6 +266,7 @@ def test_replicates_are_evidence_not_ideas(project: MakeProject) -> None:
             2.0,
             "replicate",
             seed=number,
+            code_hash=place.code,
         )
         place.trials.append(again)
     check(place, list(KnobSearch().propose(place.situation(), 10)))
@@ -279,13 +281,53 @@ def test_a_thousand_trials_do_not_hold_up_a_fleet(project: MakeProject) -> None:
                   "EMBEDDING_LR": random.uniform(0.2, 2), "DEPTH": random.randint(1, 5),
                   "WEIGHT_DECAY": random.uniform(0, 0.4)}  # fmt: skip
         status = "keep" if number % 20 == 0 else "discard"
-        place.trials.append(Trial(f"h-{number}", f"h-{number}", values, random.random(), status))
+        name, value = f"h-{number}", random.random()
+        place.trials.append(Trial(name, name, values, value, status, code_hash=place.code))
     for mix in (0.0, 1.0):
         began = time.process_time()
         answer = KnobSearch(mix=mix).propose(place.situation(), 8)
         assert time.process_time() - began < 2 * 5  # a hang guard at five times the goal
         assert len(answer) == 8
         check(place, list(answer))
+
+
+# ── other code ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_gain_of_an_edit_is_not_credited_to_a_setting(project: MakeProject) -> None:
+    """Another activation function gained 0.4, once with one layer less."""
+    place = project().baseline()
+    expected = KnobSearch().propose(place.situation(), 8)
+    place.edited("squared ReLU", place.best - 0.4)  # type: ignore[operator]
+    place.edited("squared ReLU and less", place.best - 0.4, DEPTH=2)  # type: ignore[operator]
+    axes = {name: Axis(name, knob) for name, knob in place.knobs.items()}
+    history = History(place.situation(), axes)
+    assert history.effects == [] and len(history.trials) == 1
+    assert not history.crashes("DEPTH", 2)
+    answer = KnobSearch().propose(place.situation(), 8)
+    assert answer == expected, "the values that were tried on other code are new here"
+
+
+def test_a_kept_edit_begins_with_its_own_evidence(project: MakeProject) -> None:
+    place, proposer = project().baseline(), KnobSearch()
+    place.search(proposer, 30)
+    tried = len(place.trials)
+    moved = place.reference
+    place.edited("squared ReLU", 1.0, kept=True)
+    answer = proposer.propose(place.situation(), 40)
+    assert "has not been turned alone before" in answer[0].rationale
+    assert all("so far" not in proposal.rationale for proposal in answer)
+    assert place.reference == moved
+    singles = [one.config_overrides for one in answer if len(one.config_overrides) == 1]
+    before = {trial.hypothesis_id for trial in place.trials[:tried]}
+    again = [
+        past.config_overrides for past in place.closed
+        if past.hypothesis_id in before and past.config_overrides in singles
+    ]  # fmt: skip
+    assert again, "what lost on the old code may win on this one"
+    place.run(answer[0])
+    axes = {name: Axis(name, knob) for name, knob in place.knobs.items()}
+    assert len(History(place.situation(), axes).effects) == 1
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────

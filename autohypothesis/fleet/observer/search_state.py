@@ -1,19 +1,21 @@
 """A read-only view of a search, which proposals are validated against.
 
-Proposals are made from it and validated against it. Two ideas are equal if they result in the same
-settings on the same code. Constants that are computed from others are left out, since they follow
-them; a patch makes other code, and so does a commit of unknown origin.
+Proposals are made from it and validated against it. Two ideas are equal if they make the same
+files of the reference, or the same settings on the same code.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
-from autohypothesis.engine.constants import computed_names, same, settable_names
+from autohypothesis.engine.candidate import python_sources, settings_of, tree_of
+from autohypothesis.engine.code_hash import ArtifactHashes, artifact_hashes
+from autohypothesis.engine.constants import same, settable_names, value_texts
+from autohypothesis.engine.duplicates import DuplicateCheck
+from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
@@ -27,8 +29,8 @@ from autohypothesis.schema import (
     Hypothesis,
     Metadata,
     Plan,
-    PlannedHypothesis,
     Proposal,
+    Runtime,
     Setting,
     Steering,
     did_you_mean,
@@ -48,9 +50,11 @@ class IndexedRun:
     plan: Plan
     settings: Settings
     """Lower case, as in config.json."""
-    commit: str
-    key: str
-    """`change_key` its hypothesis."""
+    runtime: Runtime
+
+    @property
+    def commit(self) -> str:
+        return self.runtime.commit
 
 
 class ExperimentIndex:
@@ -65,8 +69,10 @@ class ExperimentIndex:
         self._last: dict[str, datetime] = {}
         self._skipped: set[str] = set()
         self._version = -1
-        self._parents: dict[str, str] = {}
-        """Commit -> its parent, where that has the same code."""
+        self._by_commit: dict[str, IndexedRun] = {}
+        """The first run of each commit."""
+        self._hashes: dict[str, tuple[str, str]] = {}
+        """Experiment -> `hashes` of its run, where git was asked."""
 
     def refresh(self) -> None:
         """Take in the experiments that were submitted since."""
@@ -79,28 +85,48 @@ class ExperimentIndex:
 
     def of_commit(self, commit: str) -> IndexedRun | None:
         """Return a run of `commit`, which has its settings."""
-        return next((run for run in self.runs.values() if run.commit == commit), None)
+        return self._by_commit.get(commit)
 
-    def code_ancestor(self, commit: str) -> str:
-        """Return the ancestor in which the code of `commit` was written.
+    def hashes(self, run: IndexedRun) -> tuple[str, str]:
+        """Return `tree_hash` and `code_hash` of a run, each empty where it is not known.
 
-        Commits that differ in their settings only have the same one. It is looked up when it is
-        asked for, not when a run is taken in: after a restart, the runs are read in the order of
-        their names, and a child may come before its parent.
+        Records of older versions lack them: the code is then that of the ancestor whose settings
+        were overridden, and what git has of that commit. It is looked up when it is asked for:
+        after a restart, the runs are read in the order of their names, and a child may come before
+        its parent.
         """
-        passed = set()
-        while commit in self._parents and commit not in passed:
-            passed.add(commit)
-            commit = self._parents[commit]
-        return commit
+        ancestor, passed = run, set[str]()
+        while (
+            not ancestor.runtime.code_hash
+            and ancestor.plan.hypothesis.config_overrides
+            and ancestor.commit not in passed
+            and (parent := self._by_commit.get(ancestor.runtime.parent_commit or ""))
+        ):
+            passed.add(ancestor.commit)
+            ancestor = parent
+        tree, code = ancestor.runtime.tree_hash, ancestor.runtime.code_hash
+        # What was refused before it ran has no record of its change: it is no earlier run.
+        if not code and ancestor.runtime.diff_hash:
+            tree, code = self._from_git(ancestor)
+        return (tree, code) if ancestor is run else ("", code)
+
+    def _from_git(self, run: IndexedRun) -> tuple[str, str]:
+        name, project = run.plan.experiment_id, self.project
+        if name not in self._hashes:
+            try:
+                hashes = artifact_hashes(project.repository, project.task, run.commit, run.settings)
+                self._hashes[name] = hashes.tree, hashes.code
+            except AutohypothesisError:
+                self._hashes[name] = "", ""
+        return self._hashes[name]
 
     def _add(self, name: str) -> None:
-        run = self.project.layout.run(name)
-        if not run.metadata.exists():
+        paths = self.project.layout.run(name)
+        if not paths.metadata.exists():
             return  # planned, and not submitted yet
         try:
             plan = load(Plan, self.project.layout.plan(name))
-            metadata, config = load(Metadata, run.metadata), read_json(run.config)
+            metadata, config = load(Metadata, paths.metadata), read_json(paths.config)
         except (FileNotFoundError, RecordError):
             self._skipped.add(name)
             return
@@ -108,12 +134,27 @@ class ExperimentIndex:
             self._skipped.add(name)
             return
         worker, runtime = metadata.run.worker_id, metadata.runtime
-        settings = flat_settings(config)
-        self.runs[name] = IndexedRun(plan, settings, runtime.commit, change_key(plan.hypothesis))
+        self.runs[name] = run = IndexedRun(plan, flat_settings(config), runtime)
+        self._by_commit.setdefault(runtime.commit, run)
         if runtime.platform_key and plan.created_at >= self._last.get(worker, plan.created_at):
             self.platforms[worker], self._last[worker] = runtime.platform_key, plan.created_at
-        if runtime.parent_commit and plan.hypothesis.config_overrides:
-            self._parents[runtime.commit] = runtime.parent_commit
+
+
+class Candidate(NamedTuple):
+    """What an idea makes of the reference: its artifacts, and its settings in lower case."""
+
+    hashes: ArtifactHashes
+    settings: Settings
+
+    def equals(self, tree: str, code: str, settings: Settings) -> bool:
+        """Return whether these are the same files, or the same settings on the same code."""
+        return tree == self.hashes.tree or (
+            code == self.hashes.code
+            and all(
+                name in settings and same(settings[name], self.settings[name])
+                for name in self.hashes.settings
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -128,28 +169,69 @@ class Reference:
     experiment_id: str | None = None
     names: tuple[str, ...] = ()
     """Constants that can be set."""
-    derived: frozenset[str] = frozenset()
-    """Lower case: computed from other constants of the script."""
+    code_hash: str = ""
+    _candidates: dict[str, Candidate | None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, index: ExperimentIndex, commit: str) -> Reference:
         """Read the reference at `commit`, with what is known of its settings."""
         sources = _sources(index.project, commit)
-        names, derived = _constants(sources)
-        unnamed = cls(commit, sources, None, None, names, derived)
+        unnamed = cls(commit, sources, None, None, _constants(sources))
         if (run := index.of_commit(commit)) is None:
             return unnamed
         settings, name = unnamed.by_name(run.settings), run.plan.experiment_id
-        return replace(unnamed, settings=settings, experiment_id=name)
+        code_hash = index.hashes(run)[1]
+        return replace(unnamed, settings=settings, experiment_id=name, code_hash=code_hash)
 
     def by_name(self, settings: Settings) -> dict[str, Setting]:
         """Return the settings of a config.json by the constants' names."""
         spelled = {name.lower(): name for name in (*self.names, *(self.settings or {}))}
         return {spelled.get(key.lower(), key.upper()): value for key, value in settings.items()}
 
-    def with_overrides(self, overrides: Mapping[str, Setting]) -> dict[str, Setting]:
-        """Return the settings that `overrides` lead to, by the constants' names."""
-        return {**(self.settings or {}), **self.by_name(overrides)}
+    def candidate(self, project: Project, idea: Proposal) -> Candidate | None:
+        """Return what an idea makes of the reference.
+
+        None where that is not known before it is made: of instructions, and of a change that does
+        not apply, which the worker refuses with the reason.
+        """
+        key = idea.model_dump_json(include=_CHANGE)
+        if key not in self._candidates:
+            try:
+                self._candidates[key] = self._made(project, self._without_present(idea))
+            except AutohypothesisError:
+                self._candidates[key] = None
+        return self._candidates[key]
+
+    def _without_present(self, idea: Proposal) -> Change:
+        """Return the change of an idea without the constants that have its values already."""
+        change, before = Change.of(idea), self.settings or {}
+        if change.overrides is None:
+            return change
+        wanted = self.by_name(change.overrides).items()
+        kept = {n: value for n, value in wanted if n not in before or not same(before[n], value)}
+        return replace(change, overrides=kept)
+
+    def _made(self, project: Project, change: Change) -> Candidate:
+        repository, task = project.repository, project.task
+        tree = tree_of(repository, task, self.commit, change)
+        settings, texts = settings_of(repository, task, tree), self._texts(project)
+        # What an expression was is known as long as its text is the same.
+        kept = {
+            name.lower()
+            for source in python_sources(repository, task, tree).values()
+            for name, text in value_texts(source).items()
+            if texts.get(name) == text
+        }
+        before = {name.lower(): value for name, value in (self.settings or {}).items()}
+        settings = {**{name: before[name] for name in kept & before.keys()}, **settings}
+        return Candidate(artifact_hashes(repository, task, tree, settings), settings)
+
+    def _texts(self, project: Project) -> dict[str, bytes]:
+        sources = python_sources(project.repository, project.task, self.commit).values()
+        return {name: text for source in sources for name, text in value_texts(source).items()}
+
+
+_CHANGE = {"config_overrides", "patch", "instructions", "artifacts_from"}
 
 
 def _sources(project: Project, commit: str) -> dict[str, str]:
@@ -164,20 +246,17 @@ def _sources(project: Project, commit: str) -> dict[str, str]:
     return found
 
 
-def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
+def _constants(sources: Mapping[str, str]) -> tuple[str, ...]:
     names: list[str] = []
-    derived: set[str] = set()
     for path, text in sources.items():
         if not path.endswith(".py"):
             continue
         try:
             settable = settable_names(text.encode())
-            own = [name for name in settable if name.isupper()] or settable
-            derived |= {name.lower() for name in computed_names(text.encode()) if name in own}
         except AutohypothesisError:
             continue
-        names += own
-    return tuple(dict.fromkeys(name for name in names if name != "SEED")), frozenset(derived)
+        names += [name for name in settable if name.isupper()] or settable
+    return tuple(dict.fromkeys(name for name in names if name != "SEED"))
 
 
 @dataclass(frozen=True)
@@ -203,6 +282,7 @@ class SearchState:
             direction=objective.direction,
             min_delta=objective.min_delta,
             reference=dict(self.reference.settings or {}),
+            code_hash=self.reference.code_hash,
             sources=dict(self.reference.sources),
             knobs=narrowed_knobs(project.task.knobs, steering),
             steering=steering.model_copy(deep=True),
@@ -234,6 +314,10 @@ class SearchState:
                 status=status,
                 seed=run.plan.seed,
                 replicates=run.plan.replicates,
+                title=run.plan.hypothesis.title,
+                description=run.plan.hypothesis.rationale,
+                diff_hash=run.runtime.diff_hash,
+                code_hash=self.index.hashes(run)[1],
             )
 
     def reason_against(
@@ -245,20 +329,17 @@ class SearchState:
             others: of the queue, those that came before it.
             besides: its own id, where it has one: its own runs are no duplicates.
         """
-        if not (idea.config_overrides or change_key(idea)):
+        if Change.of(idea) == Change():
             nothing = "it changes nothing, and names no experiment to repeat in `replicates`"
             return "" if idea.replicates else nothing
         reason = self._against_settings(idea.config_overrides)
         if reason or idea.replicates:
             return reason
         if (run := self.earlier_run(idea, besides=besides)) is not None:
-            name, outcome = run.plan.experiment_id, "not decided yet"
-            if (decision := self.index.history.latest.get(name)) is not None:
-                words = [decision.decision_status, decision.reason, decision.detail]
-                outcome = ", ".join(filter(None, words))[:300]
-            return f"it was run before, as {name}: {outcome}"
+            name = run.plan.experiment_id
+            return f"it was run before, as {name}: {self._duplicates(besides).outcome(name)}"
         for other in others:
-            if other.hypothesis_id != besides and self._are_equivalent(idea, other):
+            if other.hypothesis_id != besides and self._are_equal(idea, other):
                 return f"the same is in the queue already, as {other.hypothesis_id}"
         return ""
 
@@ -277,63 +358,38 @@ class SearchState:
         return violation(self.steering, before, {**before, **wanted})
 
     def earlier_run(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
-        """Return the experiment that was this very idea, not counting those of `besides`.
+        """Return the experiment that ran what this idea makes, not counting those of `besides`.
 
-        A run that was lost to the machine does not count: it tells nothing of the idea.
         A replicate does not count: its first experiment does. Else a win that was contaminated
         after its replicates had run would be refused as a duplicate of them when it comes back.
         """
-        key, latest = change_key(idea), self.index.history.latest
+        made, check = self.reference.candidate(self.index.project, idea), self._duplicates(besides)
+        alike = []
         for name, run in self.index.runs.items():
-            if run.plan.replicates or run.plan.hypothesis.hypothesis_id == besides:
-                continue
-            if name in latest and is_lost(latest[name]):
-                continue
-            if run.key == key if key else self._has_settings(run, idea.config_overrides):
-                return run
-        return None
+            if made is None:
+                is_equal = self._is_change(run, idea)
+            else:
+                tree, code = self.index.hashes(run)
+                is_equal = made.equals(tree, code, run.settings)
+            if is_equal and check.counts(name):
+                if made is None or tree == made.hashes.tree:
+                    return run
+                alike.append(run)
+        return next(iter(alike), None)
 
-    def _has_settings(self, run: IndexedRun, overrides: Mapping[str, Setting]) -> bool:
-        if not overrides:
-            return False
-        wanted = _lower(self.reference.with_overrides(overrides))
-        code_of = self.index.code_ancestor
-        keys = [key.lower() for key in overrides]
-        return (
-            all(key in run.settings and same(wanted[key], run.settings[key]) for key in keys)
-            and code_of(run.commit) == code_of(self.reference.commit)
-            and self._equal(wanted, run.settings, overrides, run.plan.hypothesis.config_overrides)
+    def _duplicates(self, besides: str) -> DuplicateCheck:
+        index = self.index
+        return DuplicateCheck(index.project, index.history, self.reference.commit, besides)
+
+    def _is_change(self, run: IndexedRun, idea: Proposal) -> bool:
+        """Return whether a run was asked for in the same words, on this reference."""
+        is_based_here = run.plan.based_on_commit == self.reference.commit
+        return is_based_here and Change.of(run.plan.hypothesis) == Change.of(idea)
+
+    def _are_equal(self, idea: Proposal, other: Proposal) -> bool:
+        first, second = (
+            self.reference.candidate(self.index.project, each) for each in (idea, other)
         )
-
-    def _are_equivalent(self, idea: Proposal, other: Proposal) -> bool:
-        keys = [change_key(idea), change_key(other)]
-        if any(keys) or not (idea.config_overrides and other.config_overrides):
-            return any(keys) and keys[0] == keys[1]
-        overrides = (idea.config_overrides, other.config_overrides)
-        first, second = (_lower(self.reference.with_overrides(each)) for each in overrides)
-        return self._equal(first, second, *overrides)
-
-    def _equal(self, first: Settings, second: Settings, *overrides: Mapping[str, Any]) -> bool:
-        """Compare settings, but for computed constants that none of `overrides` sets."""
-        ignored = self.reference.derived - {key.lower() for each in overrides for key in each}
-        return all(
-            key in ignored or (key in first and key in second and same(first[key], second[key]))
-            for key in {*first, *second}
-        )
-
-
-def _lower(settings: Settings) -> dict[str, Setting]:
-    return {key.lower(): value for key, value in settings.items()}
-
-
-def change_key(idea: Proposal | PlannedHypothesis) -> str:
-    """Hash a change, without trailing blanks, blob ids and line numbers."""
-    text = idea.patch or idea.instructions or idea.artifacts_from
-    if not text or not text.strip():
-        return ""
-    lines = [
-        line.rstrip() if not line.startswith("@@") else "@@"
-        for line in text.strip().splitlines()
-        if not line.startswith("index ")
-    ]
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()
+        if first is None or second is None or Change.of(other) == Change():
+            return Change.of(idea) == Change.of(other)
+        return first.equals(second.hashes.tree, second.hashes.code, second.settings)
