@@ -195,14 +195,14 @@ def push(
 
 def _meant_commit(repo: Path, commit: str | None, tag: str | None) -> str:
     """Return the commit of a revision or an experiment, else of a reference, else HEAD."""
-    from autohypothesis.engine.project import reference_ref
+    from autohypothesis.engine.reference import read_reference
     from autohypothesis.records.git import experiment_ref
 
     repository, layout = opened(repo)
     if commit is not None:
         return repository.read_ref(experiment_ref(commit)) or repository.resolve(commit)
     name = meant_tag(layout, tag)
-    reference = repository.read_ref(reference_ref(name)) if name else None
+    reference = read_reference(repository, layout, name) if name else None
     if reference is None and tag:
         raise UsageError(f"there is no search {tag!r}", hint="leave --tag out for the active one")
     return reference or repository.head()

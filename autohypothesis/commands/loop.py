@@ -49,10 +49,11 @@ def run_loop(
 ) -> None:
     """Search on this machine: the baseline first, then one change after the other, each decided.
 
-    It works in a checkout of its own and moves the branch `autoresearch/TAG` alone: your checkout,
-    your index and your branch stay as they are. Killed, it goes on where it was when the same
-    command is called again, until its N experiments are decided; then the next call runs N more.
-    It ends by itself when no proposer has an idea left, unless `inbox` is one of them.
+    It works in a checkout of its own, and moves the branch `autoresearch/TAG` where nobody stands
+    on it: your checkout, your index and your branch stay as they are. Killed, it goes on where it
+    was when the same command is called again, until its N experiments are decided; then the next
+    call runs N more. It ends by itself when no proposer has an idea left, unless `inbox` is one of
+    them.
 
     Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`

@@ -180,10 +180,11 @@ def _located(project: Project, cache: Path) -> dict[str, str]:
 
 def _next_tag(project: Project) -> str:
     """Return `demo`, then `demo-2` and so on: each demo is a search of its own."""
-    from autohypothesis.engine.project import reference_ref
+    from autohypothesis.engine.reference import BRANCHES, REFERENCES
 
+    refs = project.repository.refs(BRANCHES, REFERENCES)  # an earlier version made branches alone
     names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
-    return next(name for name in names if project.repository.read_ref(reference_ref(name)) is None)
+    return next(name for name in names if not {BRANCHES + name, REFERENCES + name} & refs.keys())
 
 
 def _finish(project: Project, seconds: float) -> None:

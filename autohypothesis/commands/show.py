@@ -215,18 +215,15 @@ def adopt(
 
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
-    from autohypothesis.engine.project import reference_ref
+    from autohypothesis.engine.project import no_search
+    from autohypothesis.engine.reference import read_reference
     from autohypothesis.records.rows import IMPORTED
 
     repository, layout = opened(repo)
     wanted = meant_tag(layout, tag)
-    commit = repository.read_ref(reference_ref(wanted)) if wanted else None
+    commit = read_reference(repository, layout, wanted) if wanted else None
     if commit is None:
-        search = f"search {wanted!r} in" if wanted else "search in"
-        raise SettleError(
-            f"there is no {search} {repository.root}" + ("" if wanted else " yet"),
-            hint="start one with `python orchestrator.py run-experiment`",
-        )
+        raise no_search(repository, wanted)
     if experiment_id is not None:
         row = experiment_row(layout, experiment_id)
         if row["status"] != "keep" or row["decided_by"] == IMPORTED:

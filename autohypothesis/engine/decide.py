@@ -24,7 +24,8 @@ from autohypothesis.engine.evidence import (
 )
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.policy import Evidence, Missing, Verdict, verdict_of
-from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
+from autohypothesis.engine.project import Project, run_ids
+from autohypothesis.engine.reference import catch_up, move_reference, reference_ref
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
@@ -107,7 +108,6 @@ def settle(
 
     Raises:
         LockError: another process is settling and does not finish.
-        FleetError: a move that a killed settle left unfinished is in the way of a checkout.
     """
     with locks.hold(project.layout, "settle", doing="deciding experiments"):
         settling = _Settling(project, repair(project), decided_by, check, limits or {})
@@ -163,13 +163,12 @@ def repair(project: Project) -> DecisionHistory:
     require_writable(project.layout.research, project.layout.runs)
     past = DecisionHistory.of_tag(project.layout, project.tag)
     past.reference = reference = project.reference()
+    catch_up(project.repository, project.active(), reference)
     dangling = past.dangling_move(reference)
     if dangling is not None and not _is_copied(project, dangling):
-        refuse_checked_out(project.repository, project.active())
         past.reference = ""
-        project.repository.compare_and_swap(
-            reference_ref(project.active()), str(dangling.reference_after), reference
-        )
+        after = str(dangling.reference_after)
+        move_reference(project.repository, project.active(), after, reference)
     if past.decisions:
         _stamp(project, past.decisions[-1])
     return past
@@ -261,8 +260,6 @@ class _Settling:
             key = case.metadata.runtime.platform_key
             return NeedsRuns(experiment_id, runs, key, verdict.wanted, verdict.words)
         after = _reference_after(project, past, before, case, verdict, reference)
-        if after != reference:
-            refuse_checked_out(project.repository, project.active())
         number = past.highest_number() + 1
         if copied_id == _decision_id(number, experiment_id):
             number += 1  # that one's line is damaged
@@ -280,13 +277,13 @@ class _Settling:
         bundles.append_decision(project.layout, decision)
         past.add(decision)
         past.reference = ""  # until it has moved; a kill from here on is mended by `repair`
-        if after != reference:
-            ref = reference_ref(project.active())
-            if not project.repository.compare_and_swap(ref, str(after), reference):
-                raise SettleError(
-                    f"{ref} was moved by another process while {experiment_id} was decided",
-                    hint=f"see where it is: git log -1 {ref}",
-                )
+        tag, to = project.active(), str(after)
+        if after != reference and not move_reference(project.repository, tag, to, reference):
+            raise SettleError(
+                f"{reference_ref(tag)} was moved by another process while {experiment_id} was"
+                " decided",
+                hint=f"see where it is: git log -1 {reference_ref(tag)}",
+            )
         past.reference = after
         _stamp(project, decision)
         if decision.decision_status in ("discard", *VALUELESS):

@@ -1,32 +1,33 @@
 """A repository with its task and its tag: what every command and every loop works in.
 
-A *tag* is one search. Its reference is the branch `autoresearch/<tag>`, checked out nowhere and
-moved by compare-and-swap only. One tag at a time is active; the manifest names it.
+A *tag* is one search, with a reference of its own (reference.py). One tag at a time is active; the
+manifest names it.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import count
 from pathlib import Path
 
 from autohypothesis import schema
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.reference import (
+    BRANCHES,
+    REFERENCES,
+    fetch_command,
+    move_reference,
+    read_reference,
+    reference_ref,
+)
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import default_task, load_task
-from autohypothesis.errors import (
-    AutohypothesisError,
-    FleetError,
-    SettleError,
-    UsageError,
-)
+from autohypothesis.errors import AutohypothesisError, SettleError, UsageError
 from autohypothesis.installation import as_called
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
 from autohypothesis.records.git import EXPERIMENTS, Repository
@@ -38,45 +39,10 @@ from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Manifest, SearchSettings, now
 
 
-def reference_branch(tag: str) -> str:
-    return f"autoresearch/{tag}"
-
-
-def reference_ref(tag: str) -> str:
-    """Return the ref that holds the reference commit of a search."""
-    return f"refs/heads/{reference_branch(tag)}"
-
-
 def todays_tag() -> str:
     """Return `nov20` on the 20th of November, as these branches are named by hand."""
     day = date.today()
     return f"{day:%b}{day.day}".lower()
-
-
-def new_tag(repository: Repository) -> str:
-    """Return today's; with a number where its branch is checked out: it stays its user's."""
-    taken = {worktree.branch for worktree in repository.worktrees()}
-    names = (todays_tag() + (f"-{number}" if number > 1 else "") for number in count(1))
-    return next(name for name in names if reference_ref(name) not in taken)
-
-
-def refuse_checked_out(repository: Repository, tag: str) -> None:
-    """Refuse a reference that cannot move: under a checkout it would leave a dirty tree.
-
-    Raises:
-        FleetError: the branch of the reference is checked out somewhere.
-    """
-    for worktree in repository.worktrees():
-        if worktree.branch != reference_ref(tag):
-            continue
-        quoted = shlex.quote(str(worktree.path))
-        hint = f"leave it: git -C {quoted} switch -c NAME, or choose another tag: --tag NAME"
-        if not worktree.path.exists():
-            hint = f"it is gone: git worktree remove -f -f {quoted}"
-        raise FleetError(
-            f"branch {reference_branch(tag)} is the search's, and checked out in {worktree.path}",
-            hint=hint,
-        )
 
 
 @dataclass(frozen=True)
@@ -137,8 +103,7 @@ class Project:
         Raises:
             UsageError: an experiment of another tag is running, an observer works, or `tag` is
                 a search of another task.
-            FleetError: the branch of the reference is checked out, or a file of the user's has
-                the name of the ledger.
+            FleetError: a file of the user's has the name of the ledger.
         """
         wanted = checked_id(tag or self.default_tag())
         refuse_foreign_ledger(self.repository, self.layout)
@@ -147,14 +112,14 @@ class Project:
                 f"tag {wanted!r} is a search of task {other!r}, not of {self.task.id!r}",
                 hint="name another: --tag NAME",
             )
-        refuse_checked_out(self.repository, wanted)
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
         manifest = self._manifest(wanted, inputs) if current != wanted else None
-        ref = reference_ref(wanted)
-        if self.repository.read_ref(ref) is None:
-            self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
+        if self.repository.read_ref(reference_ref(wanted)) is None:
+            begun = read_reference(self.repository, self.layout, wanted)  # by an earlier version
+            commit = begun or self.repository.resolve(base)
+            move_reference(self.repository, wanted, commit, None)
         if manifest is not None:
             self.repository.exclude(self.layout.git_exclude_patterns)
             write_json(self.layout.manifest, manifest.model_dump(mode="json"))
@@ -164,7 +129,7 @@ class Project:
         """Return the active tag, if it is a search of this task; else a new one."""
         if self.tag is not None and self._task_of(self.tag) in ("", self.task.id):
             return self.tag
-        return new_tag(self.repository)
+        return todays_tag()
 
     def reference(self) -> str:
         """Return the commit that new hypotheses start from.
@@ -172,12 +137,9 @@ class Project:
         Raises:
             SettleError: no search has been started here.
         """
-        commit = self.repository.read_ref(reference_ref(self.active())) if self.tag else None
+        commit = read_reference(self.repository, self.layout, self.tag) if self.tag else None
         if commit is None:
-            raise SettleError(
-                f"there is no search in {self.layout.root} yet",
-                hint="start one with `python orchestrator.py run-experiment`",
-            )
+            raise no_search(self.repository, self.tag)
         return commit
 
     def active(self) -> str:
@@ -235,6 +197,16 @@ class Project:
         )
 
 
+def no_search(repository: Repository, tag: str | None) -> SettleError:
+    """Return the error of a command that needs a search where there is none, or none of `tag`."""
+    search = f"search {tag!r} in" if tag else "search in"
+    return SettleError(
+        f"there is no {search} {repository.root}" + ("" if tag else " yet"),
+        hint=fetch_command(repository, tag)
+        or "start one with `python orchestrator.py run-experiment`",
+    )
+
+
 def hub_url(layout: Layout) -> str:
     """Return the hub that the fleet here shares with; empty where there is none."""
     manifest = load_or_none(Manifest, layout.manifest)
@@ -252,8 +224,8 @@ def is_running(layout: Layout, experiment_id: str) -> bool:
     return shim.status(layout.run(experiment_id)) == "running"
 
 
-_TAGS = "refs/heads/autoresearch/"
-_OURS = (_TAGS, "refs/autohypothesis/", EXPERIMENTS)
+_OF_TAGS = (BRANCHES, REFERENCES)
+_OURS = (BRANCHES, "refs/autohypothesis/", EXPERIMENTS)
 
 
 @contextmanager
@@ -264,7 +236,8 @@ def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
     what it was. What another process has begun meanwhile is left alone.
     """
     is_fresh = not _entries(layout)
-    manifest, refs = _read(layout.manifest), repository.refs("refs/" if is_fresh else _TAGS)
+    manifest = _read(layout.manifest)
+    refs = repository.refs(*(("refs/",) if is_fresh else _OF_TAGS))
     worktrees = {worktree.path for worktree in repository.worktrees()} if is_fresh else set()
     exclude_file = repository.common_dir / "info" / "exclude"
     exclude = _read(exclude_file)
@@ -284,17 +257,16 @@ def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
             elif not is_fresh and _read(layout.manifest) != manifest:
                 if manifest is not None:
                     write_atomic(layout.manifest, manifest)
-                _delete_new_refs(repository, (_TAGS,), refs)
+                _delete_new_refs(repository, _OF_TAGS, refs)
         raise
 
 
 def _delete_new_refs(
     repository: Repository, prefixes: Iterable[str], before: Mapping[str, str]
 ) -> None:
-    for prefix in prefixes:
-        for name, at in repository.refs(prefix).items():
-            if name not in before:
-                repository.delete_ref(name, at)
+    for name, at in repository.refs(*prefixes).items():
+        if name not in before:
+            repository.delete_ref(name, at)
 
 
 def _remove_what_is_ours(layout: Layout, made: Set[Path]) -> None:

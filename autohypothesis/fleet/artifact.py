@@ -25,7 +25,8 @@ from autohypothesis.engine.failures import part_of
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.policy import better_by
-from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import move_reference
 from autohypothesis.engine.runner import ProgressListener, make_missing_runs
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
@@ -72,9 +73,6 @@ def import_user_commits(project: Project) -> Iterator[str]:
     """Take in what the user has committed on top of the reference; a line for what to know.
 
     A branch that has gone another way is left alone, and so is the reference.
-
-    Raises:
-        FleetError: the reference would move, and its branch is checked out somewhere.
     """
     repository = project.repository
     head = repository.head()
@@ -88,8 +86,7 @@ def import_user_commits(project: Project) -> Iterator[str]:
         if head == reference:
             return
         if repository.is_ancestor(reference, head):
-            refuse_checked_out(repository, project.active())
-            repository.compare_and_swap(reference_ref(project.active()), head, reference)
+            move_reference(repository, project.active(), head, reference)
             yield f"the search goes on from your commit {head[:7]}"
             return
     yield (

@@ -174,9 +174,9 @@ class Repository:
         answer = self._run(_VERIFY, ref, cwd=worktree, accept=(0, 1, 128))
         return answer.text if answer.status == 0 else None
 
-    def refs(self, prefix: str) -> dict[str, str]:
-        """Full ref name -> object id, for the refs below `prefix`."""
-        answer = self._run("for-each-ref", "--format=%(objectname) %(refname)", prefix)
+    def refs(self, *prefixes: str) -> dict[str, str]:
+        """Full ref name -> object id, for the refs below `prefixes`, each a name or a pattern."""
+        answer = self._run("for-each-ref", "--format=%(objectname) %(refname)", *prefixes)
         pairs = (line.split(" ", 1) for line in answer.text.splitlines())
         return {name: commit for commit, name in pairs}
 
@@ -235,6 +235,11 @@ class Repository:
 
     def is_ancestor(self, older: str, newer: str) -> bool:
         return self._run("merge-base --is-ancestor", older, newer, accept=(0, 1)).status == 0
+
+    def count_apart(self, one: str, other: str) -> tuple[int, int]:
+        """Return how many commits only `one` has, and how many only `other` has."""
+        own, others = self._run("rev-list --left-right --count", f"{one}...{other}").text.split()
+        return int(own), int(others)
 
     def diff(self, base: str, other: str) -> str:
         """The unified diff of two commits or trees; `git apply` takes it back."""
@@ -356,6 +361,18 @@ class Repository:
             hint=f"look at it: git -C {self.root} for-each-ref {ref}",
         )
 
+    def move_refs(self, moves: Mapping[str, tuple[str, str | None]]) -> bool:
+        """Move each ref to the first of its two commits from the second, all of them or none.
+
+        None as the second: the ref must not exist. Returns False where one was elsewhere, is locked
+        or cannot be made.
+        """
+        lines = (
+            f"update {ref}\0{new}\0{old or '0' * len(new)}" for ref, (new, old) in moves.items()
+        )
+        words = "update-ref --no-deref --stdin -z"
+        return self._run(words, stdin=_joined(lines), accept=(0, 1, 128)).status == 0
+
     def delete_ref(self, ref: str, old: str | None = None) -> None:
         with self.lock():
             self._run("update-ref --no-deref -d", ref, *([old] if old else []))
@@ -383,6 +400,18 @@ class Repository:
                 state = (facts.get(key) for key in ("HEAD", "branch", "locked"))
                 worktrees.append(Worktree(Path(path), *state))
         return worktrees
+
+    def is_checked_out(self, branch: str) -> bool:
+        """Whether a checkout stands on `branch`, a full ref, or rebases or bisects it."""
+        if any(worktree.branch == branch for worktree in self.worktrees()):
+            return True
+        folders = (self.common_dir, *(self.common_dir / "worktrees").glob("*"))
+        notes = ("rebase-merge/head-name", "rebase-apply/head-name", "BISECT_START")
+        noted = set()
+        for path in (folder / name for folder in folders for name in notes):
+            with suppress(OSError):
+                noted.add(os.fsdecode(path.read_bytes().strip()).removeprefix("refs/heads/"))
+        return branch.removeprefix("refs/heads/") in noted
 
     def worktree_at(self, path: Path) -> Worktree | None:
         here = os.path.realpath(path)
@@ -462,7 +491,7 @@ class Repository:
         if not self.is_ancestor(self.head(), commit):
             raise GitError(
                 f"branch {name} has commits that {commit[:12]} is not built on",
-                hint=f"run `git cherry-pick {commit[:12]}` in {self.root}",
+                hint=f"run `git rebase {commit[:12]}` in {self.root}",
             )
         self._run("merge --ff-only --quiet", commit, timeout=CHECKOUT_TIMEOUT_S)
         return name

@@ -36,7 +36,7 @@ class FleetFolder(Lab):
         self.own = Process.own()
         self.begun = now() - timedelta(hours=10)
         self.manifest("cpu0", "cpu1")
-        Repository(root).compare_and_swap(f"refs/heads/autoresearch/{TAG}", self.head, None)
+        Repository(root).compare_and_swap(f"refs/autohypothesis/reference/{TAG}", self.head, None)
 
     def manifest(self, *workers: str) -> None:
         self.put(

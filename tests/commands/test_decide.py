@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import reference_ref
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout

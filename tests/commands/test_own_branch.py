@@ -1,12 +1,13 @@
 """A person who works on a branch `autoresearch/<tag>`, as published loops have always told them.
 
-The reference of a search is a branch of such a name, and no checkout may stand on it when it moves.
+A search has a branch of such a name as well. Nothing moves it while a person stands on it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,73 +58,115 @@ def test_a_loop_by_hand_is_decided_and_its_branch_left_alone(
     assert git(foreign, "status", "--porcelain") == "?? run.log"
 
 
-def test_a_loop_of_ours_on_todays_branch_takes_another_name(
+@pytest.mark.parametrize("tag", ["mar5", None])
+def test_the_published_first_steps_search_from_the_commit_that_their_user_stands_on(
+    cli: Cli, foreign: Path, git: Git, tag: str | None
+) -> None:
+    own = f"autoresearch/{tag or todays_tag()}"
+    git(foreign, "checkout", "-q", "-b", own)
+    git(foreign, "commit", "-q", "--allow-empty", "-m", "mine")
+    head = git(foreign, "rev-parse", "HEAD")
+    words = ("--tag", tag) if tag else ()
+    answer = cli("run-loop", "--max", "2", *words)
+    assert answer.returncode == 0, answer.stderr
+    assert "better by" in answer.stderr and own not in answer.stderr
+    assert git(foreign, "rev-parse", "HEAD", own) == f"{head}\n{head}"
+    assert git(foreign, "status", "--porcelain") == ""
+    assert git(foreign, "branch", "--list", "--format=%(refname:short)") == f"{own}\nmain"
+    assert cli("adopt").returncode == 0
+    kept = git(foreign, "rev-parse", f"refs/autohypothesis/reference/{own[13:]}")
+    assert git(foreign, "rev-parse", "HEAD", own) == f"{kept}\n{kept}" and kept != head
+    assert git(foreign, "log", "-1", "--format=%P") == head
+
+
+def test_a_fleet_begins_on_the_branch_that_its_user_stands_on(
     cli: Cli, foreign: Path, git: Git
 ) -> None:
-    own = f"autoresearch/{todays_tag()}"
-    git(foreign, "checkout", "-q", "-b", own)
-    before = git(foreign, "rev-parse", "HEAD")
-    answer = cli("run-loop", "--max", "2")
+    git(foreign, "checkout", "-q", "-b", "autoresearch/mar5")
+    answer = cli("init-fleet", "--tag", "mar5", "--cpu-workers", "1")
     assert answer.returncode == 0, answer.stderr
-    assert f"of {todays_tag()}-2 in" in answer.stderr
-    assert git(foreign, "rev-parse", own) == before
-    assert git(foreign, "status", "--porcelain") == ""
-    assert cli("adopt").returncode == 0
-    assert git(foreign, "rev-parse", own) == git(foreign, "rev-parse", f"{own}-2")
-    assert git(foreign, "status", "--porcelain") == ""
+    head = git(foreign, "rev-parse", "HEAD")
+    assert git(foreign, "rev-parse", "autoresearch/mar5-cpu0") == head
+    assert json.loads(cli("status", "--json").stdout)["reference"] == head
 
 
-@pytest.fixture
-def on_the_reference(cli: Cli, foreign: Path, git: Git) -> Path:
-    """A person who went to look at a search's branch while something better waits, and edits."""
+def test_commands_work_while_a_person_edits_on_the_branch_of_the_search(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
     assert cli("run-experiment", "--baseline", "--settle", "--tag", "t").returncode == 0
-    assert cli("run-experiment", "--set", "RATE=0.3").returncode == 0
     git(foreign, "switch", "-q", "autoresearch/t")
     (foreign / "data.txt").write_text("mine\n")
-    return foreign
-
-
-REFUSED = [
-    ("decide",),
-    ("record", "run.log"),
-    ("run-experiment", "--baseline"),
-    ("run-loop", "--max", "1"),
-    ("init-fleet", "--cpu-workers", "1"),
-]
-
-
-def test_the_branch_of_a_search_does_not_move_under_who_stands_on_it(
-    cli: Cli, on_the_reference: Path, git: Git
-) -> None:
-    root = on_the_reference
-    (root / "run.log").write_text("val_bpb: 1.0\n")
-    before = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
-    for words in REFUSED:
+    before = git(foreign, "rev-parse", "HEAD"), git(foreign, "status", "--porcelain")
+    for words in (
+        ("run-experiment", "--set", "RATE=0.3", "--settle"), ("run-experiment", "--baseline"),
+        ("decide",), ("run-loop", "--max", "1"), ("init-fleet", "--cpu-workers", "1"),
+    ):  # fmt: skip
         answer = cli(*words)
-        assert answer.returncode == 1, (words, answer.stderr)
-        assert "autoresearch/t is the search's, and checked out in" in answer.stderr, words
-    assert cli("sync").returncode == 0
-    after = git(root, "rev-parse", "autoresearch/t"), git(root, "status", "--porcelain")
-    assert after == before
-    git(root, "switch", "-q", "-c", "mine")
-    decided = cli("decide")
-    assert decided.returncode == 0 and "the reference is now" in decided.stdout, decided.stderr
-    assert (git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")) == before
+        assert answer.returncode == 0, (words, answer.stderr)
+        now = git(foreign, "rev-parse", "HEAD"), git(foreign, "status", "--porcelain")
+        assert now == before, words
+    git(foreign, "stash", "-q")
+    git(foreign, "switch", "-q", "main")
+    assert cli("decide").returncode == 0
+    status = json.loads(cli("status", "--json").stdout)
+    assert git(foreign, "rev-parse", "autoresearch/t") == status["reference"] != before[0]
+    assert not status["needs"]
 
 
-def test_a_keep_that_its_user_took_back_is_not_put_back(cli: Cli, foreign: Path, git: Git) -> None:
-    """As the printed loop has it: git reset, on the branch of the search itself."""
+def test_status_says_once_how_commits_on_the_branch_come_into_the_search(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    assert cli("run-experiment", "--baseline", "--settle", "--tag", "t").returncode == 0
+    git(foreign, "switch", "-q", "autoresearch/t")
+    git(foreign, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = git(foreign, "rev-parse", "HEAD")
+    (need,) = json.loads(cli("status", "--json").stdout)["needs"]
+    assert "1 commit that the search t does not have" in need["what"]
+    assert "git branch -m autoresearch/t NAME" in need["what"]
+    git(foreign, *need["run"].split()[1:])
+    status = json.loads(cli("status", "--json").stdout)
+    assert status["reference"] == mine and not status["needs"]
+    answer = cli("run-experiment", "--set", "RATE=0.3")
+    assert answer.returncode == 0, answer.stderr
+    assert rows(cli)[-1]["parent_commit"] == mine
+
+
+def test_a_keep_is_taken_back_by_a_decision_and_not_by_a_reset_of_the_branch(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
     assert cli("run-experiment", "--baseline", "--settle", "--tag", "t").returncode == 0
     assert cli("run-experiment", "--set", "RATE=0.3", "--settle").returncode == 0
+    kept, start = git(foreign, "rev-parse", "autoresearch/t", "main").split("\n")
     git(foreign, "switch", "-q", "autoresearch/t")
     git(foreign, "reset", "-q", "--hard", "HEAD~1")
-    before = git(foreign, "rev-parse", "HEAD")
-    for where in ("on it", "beside it"):
-        answer = cli("decide")
-        assert answer.returncode == 0 and "nothing waits" in answer.stderr, where
-        assert git(foreign, "rev-parse", "autoresearch/t") == before
-        assert git(foreign, "status", "--porcelain") == ""
-        git(foreign, "switch", "-q", "-C", "mine")
+    assert "nothing waits" in cli("decide").stderr
+    assert git(foreign, "rev-parse", "HEAD", "autoresearch/t") == f"{start}\n{start}"
+    git(foreign, "switch", "-q", "main")
+    assert "nothing waits" in cli("decide").stderr
+    assert git(foreign, "rev-parse", "autoresearch/t") == kept
+    assert cli("decide", rows(cli)[-1]["id"], "discard").returncode == 0
+    assert git(foreign, "rev-parse", "autoresearch/t") == start
+
+
+def test_a_clone_says_how_to_fetch_the_search_and_goes_on_with_it(
+    cli: Cli, foreign: Path, git: Git, tmp_path: Path
+) -> None:
+    assert cli("run-experiment", "--baseline", "--settle", "--tag", "t").returncode == 0
+    assert cli("run-experiment", "--set", "RATE=0.3", "--settle").returncode == 0
+    assert cli("sync", "--snapshot").returncode == 0
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(foreign), str(clone))
+    (need,) = json.loads(cli("status", "--json", cwd=clone).stdout)["needs"]
+    refused = cli("adopt", cwd=clone)
+    assert refused.returncode == 1 and need["run"] in refused.stderr
+    fetch, restore = need["run"].split(", then ")
+    git(clone, *shlex.split(fetch)[1:])
+    answer = cli(*restore.split()[2:], cwd=clone)
+    assert answer.returncode == 0, answer.stderr
+    answer = cli("run-experiment", "--set", "RATE=0.35", "--settle", cwd=clone)
+    assert answer.returncode == 0, answer.stderr
+    assert len(json.loads(cli("runs", "--json", cwd=clone).stdout)) == 3
+    assert git(clone, "rev-parse", "autoresearch/t") == git(foreign, "rev-parse", "autoresearch/t")
 
 
 def test_record_takes_the_commit_of_the_checkout_it_is_called_in(

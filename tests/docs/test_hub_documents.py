@@ -23,12 +23,14 @@ from typing import Any
 import pytest
 import typer
 
+from autohypothesis.engine.project import make_repository
 from autohypothesis.hub.protocol import PAGE_LIMIT, POST_LIMIT
 from autohypothesis.hub.server.settings import Hourly, HubLimits
 from autohypothesis.records.normal_form import tree_of
+from tests.conftest import copy_of_the_project
 from tests.hub.conftest import Agent, Clone, Hub, curl
 
-from .test_documents import FENCE, IDENTITY, ROOT, commit_all
+from .test_documents import FENCE, IDENTITY, ROOT, commit_all, git
 
 HUB_PAGE, AGENTS_PAGE = "docs/hub.md", "program_agenthub.md"
 PORTS = ("8000", "8001", "8002")
@@ -275,6 +277,23 @@ def check_talk(agent: Agent) -> None:
 def blocks(language: str) -> list[str]:
     text = (ROOT / HUB_PAGE).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_an_orphan_branch_takes_the_lock_file_that_uv_made(tmp_path: Path) -> None:
+    """In a clone and in a repository that `new` makes, as in those of the published protocol."""
+    clone, made = tmp_path / "clone", tmp_path / "made"
+    copy_of_the_project(clone)
+    assert not (clone / "uv.lock").exists() and (clone / ".python-version").exists()
+    commit_all(clone)
+    make_repository(made)
+    for root, more in ((clone, ["pyproject.toml"]), (made, [])):
+        (root / "uv.lock").write_text("version = 1\n")
+        git(root, "checkout", "-q", "--orphan", "agenthub")
+        git(root, "reset", "-q")
+        git(root, "add", "train.py", "prepare.py", "uv.lock", *more)
+        git(root, "commit", "-qm", "baseline")
+        files = ["prepare.py", *more, "train.py", "uv.lock"]
+        assert git(root, "ls-tree", "--name-only", "HEAD").split() == files
 
 
 def test_the_messages_that_are_explained_are_said_somewhere() -> None:

@@ -22,7 +22,8 @@ from autohypothesis.engine.collect import collect_ended
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, Outcome
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import reference_ref
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.overview.overview import overview

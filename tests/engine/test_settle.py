@@ -9,7 +9,7 @@ import pytest
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
-from autohypothesis.engine.project import reference_ref
+from autohypothesis.engine.reference import reference_ref
 from autohypothesis.engine.task import Constraint, Objective, ScorerConfig
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.errors import SettleError, UnwritableError
@@ -39,7 +39,7 @@ def test_an_overruled_keep_gives_the_reference_back(
     assert search.project.reference() == start, "its move is not made again"
     assert search.by_hand("h-1", "keep").reference_after == kept
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Repository, "compare_and_swap", killed)
+        patch.setattr(Repository, "move_refs", killed)
         search.by_hand("h-1", "discard")
     assert search.project.reference() == kept
     repair(search.project)

@@ -318,7 +318,7 @@ class FleetRules(RuleBasedStateMachine):
             assert self.reference() in (last.reference_before, last.reference_after)
 
     def reference(self) -> str:
-        return (self.world.root / ".git/refs/heads/autoresearch/t").read_text().strip()
+        return (self.world.root / ".git/refs/autohypothesis/reference/t").read_text().strip()
 
     # ── the end ───────────────────────────────────────────────────────────────────────────
 
@@ -382,7 +382,7 @@ class FleetRules(RuleBasedStateMachine):
         }
         plans = {path.stem for path in self.layout.plans.iterdir() if path.name[0] != "."}
         runs = {path.name for path in self.layout.runs.iterdir()}
-        assert plans | runs == set(self.begun), f"never begun: {plans | runs ^ set(self.begun)}"
+        assert plans | runs == set(self.begun), f"never begun: {(plans | runs) ^ set(self.begun)}"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -425,10 +425,6 @@ def test_what_is_in_the_way_is_named_before_anything_begins(place: Place) -> Non
         return answer.stderr
 
     assert "did you mean 'search'" in refused("--proposer", "serch", code=2)
-    git(place.root, "switch", "-qc", "autoresearch/t")
-    assert "switch -c NAME" in refused()
-    git(place.root, "switch", "-q", "main")
-    git(place.root, "branch", "-qD", "autoresearch/t")
     own = place.root / "worktrees" / "solo-next"
     own.mkdir(parents=True)
     (own / "thesis.txt").write_text("mine\n")

@@ -119,7 +119,7 @@ def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lowe
         [fleet_project.reference()], "too large",
     )  # fmt: skip
     fleet_project.repository.compare_and_swap(
-        "refs/heads/autoresearch/t", commit, fleet_project.reference()
+        "refs/autohypothesis/reference/t", commit, fleet_project.reference()
     )
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]] * 9))

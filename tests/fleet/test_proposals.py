@@ -270,7 +270,7 @@ def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -
         b"WIDTH = 8", b"WIDTH = 8\nMODEL = WIDTH * 2"
     )
     commit = repository.commit_tree(repository.tree_with(old, {"train.py": text}), [old], "edited")
-    repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
+    repository.compare_and_swap("refs/autohypothesis/reference/t", commit, old)
     _, refused = after(fleet_project, idea("one", WIDTH=16), idea("two", WIDTH=16))
     assert "it was run before" in refused["two"]
 

@@ -22,7 +22,8 @@ from autohypothesis.engine.collect import collect_ended, uncollected
 from autohypothesis.engine.experiment import Executor, Experiment, Resources, RunSpec
 from autohypothesis.engine.failures import CANCELLED
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import read_heartbeat, worker_lives

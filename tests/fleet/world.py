@@ -557,7 +557,7 @@ class World:
         for owner, name, op in (
             (os, "replace", "replace"), (os, "link", "link"), (os, "unlink", "unlink"),
             (os, "mkdir", "mkdir"), (system, "_rename_noreplace", "rename"), (git, "call", "git"),
-            (shim, "claim", "claim"), (git.Repository, "compare_and_swap", "move"),
+            (shim, "claim", "claim"), (decide, "move_reference", "move"),
             (decide, "_stamp", "stamp"), (decide.bundles, "append_decision", "append"),
         ):  # fmt: skip
             self.patches.setattr(owner, name, self._stepping(op, getattr(owner, name)))

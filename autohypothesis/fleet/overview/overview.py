@@ -1,6 +1,6 @@
 """The state of a fleet: gathered from many small files, none of which is trusted.
 
-It only reads, takes no lock, starts nothing but one `git rev-parse`, and opens neither the ledger
+It only reads, takes no lock, starts nothing but git for the reference, and opens neither the ledger
 nor a log, so that it costs the same at ten experiments and at ten thousand. What is damaged,
 dead or refused becomes a `Notice`, and stops nothing else.
 """
@@ -273,16 +273,20 @@ class _Reader:
         self.tag = self.tag or str(self.board.get("tag") or "")
 
     def reference(self) -> str | None:
-        from autohypothesis.engine.project import reference_ref
+        """Return the reference; note commits on its branch, or that a remote has the search."""
+        from autohypothesis.engine.reference import fetch_command, own_commits, read_reference
         from autohypothesis.records.git import Repository
 
-        if not self.tag:
-            return None
+        repository, commit = Repository(self.layout.root), None
         try:
-            return Repository(self.layout.root).read_ref(reference_ref(self.tag))
+            if self.tag and (commit := read_reference(repository, self.layout, self.tag)):
+                if own := own_commits(repository, self.tag, commit):
+                    self.needs.append(Notice(*own))
+            elif fetch := fetch_command(repository, self.tag or None):
+                self.needs.append(Notice("a remote has a search that is not fetched", fetch))
         except AutohypothesisError as error:
             self._note(f"the reference cannot be read: {error.problem}")
-            return None
+        return commit
 
     def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[WaitingHypothesis]]:
         """Return counts by state, and the first that wait; only open hypotheses are read."""

@@ -7,7 +7,6 @@ killed at any instant: run again, it finds what is there and makes what is missi
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,13 @@ from dataclasses import dataclass, field
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, Outcome, Resources
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.project import Project, new_tag, reference_ref
+from autohypothesis.engine.project import Project, todays_tag
+from autohypothesis.engine.reference import (
+    fetch_command,
+    own_commits,
+    read_reference,
+    reference_branch,
+)
 from autohypothesis.engine.runner import ProgressListener, run
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
@@ -37,7 +42,7 @@ from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import choose, device_users
-from autohypothesis.fleet.roster.worktrees import Worktrees, left_reference, marker, worker_branch
+from autohypothesis.fleet.roster.worktrees import Worktrees, left_reference, worker_branch
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.records.bundles import read_decisions
@@ -49,7 +54,6 @@ from autohypothesis.records.locks import hold
 from autohypothesis.schema import Decision, Manifest, Worker
 
 DEFAULT_PROPOSERS = ("search",)
-_OURS = "refs/autohypothesis/ledger/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +138,24 @@ class _FleetSetup:
         self.project, self.wanted, self.chosen, self.notes = project, wanted, workers, notes
         self.repository, self.layout = project.repository, project.layout
         self.before = read_manifest(project.layout)
-        self.tag = checked_id(
-            wanted.tag or active_tag(project.layout) or new_tag(project.repository)
-        )
+        self.tag = checked_id(wanted.tag or active_tag(project.layout) or todays_tag())
         self.trees = Worktrees(project.repository, self.tag)
-        self.is_new = project.repository.read_ref(reference_ref(self.tag)) is None
+        self.reference = read_reference(project.repository, project.layout, self.tag)
 
     def begin(self) -> Project:
         """Return the project on its tag, once nothing is in the way."""
         self._refuse_while_at_work()
-        self._refuse_foreign_tag()
         base = self._base()
         self.trees.refuse_obstacles([worker.worker_id for worker in self.chosen])
-        if self.repository.read_ref(marker(self.tag)) is None:
-            # First, since a branch without its marker would be a stranger's after a kill.
-            self.repository.compare_and_swap(marker(self.tag), base, None)
         self.project = self.project.with_tag(self.tag, base=base)
+        if own := own_commits(self.repository, self.tag, base):
+            self.notes.append(f"{own.problem} {own.command}")
+        fetch = fetch_command(self.repository, self.tag) if self.reference is None else ""
+        if fetch:
+            self.notes.append(
+                f"{reference_branch(self.tag)} is on a remote as well; to go on with a search that"
+                f" was made elsewhere, begin another here (--tag NAME), or: {fetch}"
+            )
         return self.project
 
     def make(self) -> Fleet:
@@ -185,33 +191,10 @@ class _FleetSetup:
             or any(was[name] and now[name] and was[name] != now[name] for name in was)
         )
 
-    def _refuse_foreign_tag(self) -> None:
-        if self.is_new or self._is_known():
-            return
-        branch = reference_ref(self.tag).removeprefix("refs/heads/")
-        if self.repository.read_ref(reference_ref(self.tag)) != self.repository.head():
-            raise FleetError(
-                f"branch {branch} is there, and no search of ours made it",
-                hint=f"rename it: git branch -m {branch} NAME, or choose another tag: --tag NAME",
-            )
-        self.notes.append(f"branch {branch} was there, at HEAD: the search goes on from it")
-
-    def _is_known(self) -> bool:
-        """Return whether the tag is a search of ours: by manifest, marker, or its experiments."""
-        if self.before is not None and self.before.tag == self.tag:
-            return True
-        named = re.compile(rf"(?:baseline-{self.tag}|h-{self.tag}-\d+)-\d+")
-        return (
-            self.repository.read_ref(marker(self.tag)) is not None
-            or self.repository.read_ref(_OURS + self.tag) is not None
-            or any(named.fullmatch(name) for name in self.repository.experiments())
-        )
-
     def _base(self) -> str:
         """Return the commit that the reference of a new tag begins at."""
         start = self.wanted.start
-        if not self.is_new:
-            commit = str(self.repository.read_ref(reference_ref(self.tag)))
+        if (commit := self.reference) is not None:
             if start is not None and self._start(start) != commit:
                 raise UsageError(
                     f"--from {start}: tag {self.tag} has begun, and stands at {commit[:12]}",

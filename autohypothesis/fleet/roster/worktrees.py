@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autohypothesis.engine.project import Project, reference_branch, refuse_checked_out
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import MARKERS, REFERENCES, reference_branch
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import FleetError, GitError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
@@ -27,15 +28,14 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.outputs import is_entry_here, worktree_entry, worktree_obstacle
 
-MARKERS = "refs/autohypothesis/fleet/"
-REFERENCE = "reference"
-"""The marker of a tag's own branch."""
+OF_THE_TAG = "reference"
+"""Name of the marker that earlier versions made for the branch of a tag, in a worker's place."""
 HEADS = "refs/heads/"
 MISSING = "it is not there"
 _ROOM = "autoresearch"
 
 
-def marker(tag: str, worker: str = REFERENCE) -> str:
+def marker(tag: str, worker: str) -> str:
     return f"{MARKERS}{tag}/{worker}"
 
 
@@ -60,15 +60,14 @@ class Worktrees:
         Raises:
             FleetError: a file, a folder, a branch or a checkout that is not ours is in the way.
         """
-        if self.repository.read_ref(HEADS + _ROOM) is not None:
+        spaces = {worker: self.workspace(worker) for worker in workers}
+        if spaces and self.repository.read_ref(HEADS + _ROOM) is not None:
             raise FleetError(
                 f"branch {_ROOM} leaves no room for branches {_ROOM}/…",
                 hint=f"rename it: git branch -m {_ROOM} {_ROOM}-old",
             )
-        spaces = {worker: self.workspace(worker) for worker in workers}
         for space in spaces.values():
             self._repair_gitdir(space.path)
-        refuse_checked_out(self.repository, self.tag)
         self.refuse_places(spaces)
         elsewhere = {tree.branch: tree.path for tree in self.repository.worktrees()}
         for worker, space in spaces.items():
@@ -267,7 +266,7 @@ def _made(repository: Repository) -> list[tuple[str, str]]:
     """Return tag and worker of everything that a fleet made here."""
     names = (ref.removeprefix(MARKERS) for ref in repository.refs(MARKERS))
     pairs = (tuple(name.split("/")) for name in names)
-    return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and pair[1] != REFERENCE]
+    return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and pair[1] != OF_THE_TAG]
 
 
 @dataclass(slots=True)
@@ -350,7 +349,7 @@ class _Pruning:
         """Keep commits that nothing else holds, of work by hand on the branch."""
         repository = self.project.repository
         made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(repository)}
-        heads = repository.refs(HEADS)
+        heads = repository.refs(HEADS, REFERENCES)
         stays = [repository.head(), *(head for ref, head in heads.items() if ref not in made)]
         if commit in repository.experiments().values() or any(
             repository.is_ancestor(commit, head) for head in stays

@@ -4,7 +4,7 @@
 (logs as their last 64 KB, no weights), plans, hypotheses, decisions, what people wrote and what a
 hub was told, at the paths they have in the repository. Results so survive `git clean -xdf` and
 travel with a push:
-`git push REMOTE 'refs/autohypothesis/*' 'refs/experiments/*' 'refs/heads/autoresearch/*'`. A
+`git push REMOTE 'refs/autohypothesis/*' 'refs/experiments/*'`, which takes the reference along. A
 snapshot never forgets: what has gone from the disk stays in it, hypotheses that moved excepted.
 
 Files are read whole and never parsed, so a damaged one is kept as it is and stops nothing. What
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from autohypothesis.engine.project import reference_ref
+from autohypothesis.engine.reference import LEDGERS, REFSPECS, move_reference, read_reference
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outgoing import REFUSED, SENT
 from autohypothesis.fleet.roster.worktrees import left_reference
@@ -44,7 +44,6 @@ from autohypothesis.records.layout import Layout, RunPaths, checked_id
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Manifest
 
-LEDGERS = "refs/autohypothesis/ledger/"
 LOG_TAIL = 64 * 1024
 EVENTS_TAIL = 1024 * 1024
 LEDGER_LIMIT = 4 * 1024 * 1024
@@ -282,10 +281,8 @@ def _hypotheses(layout: Layout) -> list[str]:
     return [path for folder in folders for path in _files(folder)]
 
 
-FETCH = (
-    "git fetch REMOTE 'refs/autohypothesis/*:refs/autohypothesis/*'"
-    " 'refs/experiments/*:refs/experiments/*'"
-)
+MAKE = "python orchestrator.py sync --snapshot"
+FETCH = f"git fetch REMOTE {REFSPECS}"
 
 
 class Restored(NamedTuple):
@@ -308,7 +305,7 @@ def newest_snapshot_tag(repository: Repository) -> str:
     if not refs:
         raise FleetError(
             f"{repository.root} has no snapshot of any search",
-            hint=f"from where there is one: {FETCH}",
+            hint=f"where it is: {MAKE}; then here: {FETCH}",
         )
     return refs[0].removeprefix(LEDGERS)
 
@@ -325,7 +322,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
     if commit is None:
         raise FleetError(
             f"{repository.root} has no snapshot of the search {tag!r}",
-            hint=f"see `git for-each-ref {LEDGERS}`, or fetch it: {FETCH}",
+            hint=f"see `git for-each-ref {LEDGERS}`; or where it is: {MAKE}; then here: {FETCH}",
         )
     repository.exclude(layout.git_exclude_patterns)
     research = str(layout.research.relative_to(layout.root))
@@ -337,9 +334,9 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
     with hold(layout, "queue", doing=f"restoring {tag}"):
         files = _put(repository, layout, _not_queued(layout, moving))
     files += _put(repository, layout, rest)
-    ref, left = reference_ref(tag), left_reference(repository, layout, tag)
-    if left is not None and repository.read_ref(ref) is None:
-        repository.compare_and_swap(ref, left, None)
+    left = left_reference(repository, layout, tag)
+    if left is not None and read_reference(repository, layout, tag) is None:
+        move_reference(repository, tag, left, None)
     return Restored(tag, commit, files, lines)
 
 

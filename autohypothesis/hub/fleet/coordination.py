@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import read_reference
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -111,8 +112,8 @@ def tell_task(hub: HubClient, project: Project) -> None:
 
 def _start(project: Project) -> str:
     """The commit where the search stands, or would begin."""
-    begun = project.repository.read_ref(reference_ref(project.tag)) if project.tag else None
-    return begun or project.repository.head()
+    repository, tag = project.repository, project.tag
+    return (tag and read_reference(repository, project.layout, tag)) or repository.head()
 
 
 def _differs(hub: HubClient, what: str, theirs: str, ours: object) -> HubError:
