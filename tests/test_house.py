@@ -108,7 +108,7 @@ STARTERS = {
     "devices.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "files.py": "chmod and rm, for folders that Python cannot delete",
-    "environment.py": "another Python, to ask where its packages are",
+    "environment.py": "another Python, to ask which packages it has, and where",
     "inputs.py": "prepare.py, which makes the data",
     "sandbox.py": "a small program in a sandbox, to see whether that works",
     "confine.py": "the program that it confines, which takes its place",

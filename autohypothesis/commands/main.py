@@ -19,7 +19,9 @@ from autohypothesis.commands.app import HERE, CommandGroup, Group, Repo, called
 from autohypothesis.commands.app import app as registered
 
 PANELS = {
-    "Get ready": {"doctor": "doctor", "setup": "setup", "new": "setup", "demo": "setup"},
+    "Get ready": {
+        "doctor": "doctor", "setup": "setup", "init": "init_task", "new": "setup", "demo": "setup",
+    },
     "One run": {"run-experiment": "run", "record": "run", "decide": "run"},
     "Many runs": {
         "run-loop": "loop", "up": "fleet", "down": "fleet", "init-fleet": "init",
@@ -46,8 +48,8 @@ HELP = """Search for a better training script, or any other text, and believe th
 
 New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
 search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices; `status`
-says how it stands, `digest` what came out. `COMMAND --help` ends with examples. `--repo PATH` may
-stand before or after the command.
+says how it stands, `digest` what came out. Your own repository: `init`. `COMMAND --help` ends with
+examples. `--repo PATH` may stand before or after the command.
 """
 
 

@@ -150,6 +150,10 @@ _SITE_FOLDERS_SCRIPT = (
     "import json, site, sys;"
     "print(json.dumps([p for p in sys.path if p] + [site.getusersitepackages()]))"
 )
+_ABSENT_SCRIPT = (
+    "import importlib.util, json, sys;"
+    "print(json.dumps([n for n in sys.argv[1:] if importlib.util.find_spec(n) is None]))"
+)
 TIMEOUT_S = 30.0
 
 
@@ -163,22 +167,32 @@ def site_folders(python: str = sys.executable) -> tuple[Path, ...]:
     if os.path.abspath(python) == os.path.abspath(sys.executable):
         folders = [*sys.path, site.getusersitepackages()]
     else:
-        folders = _query_python(python)
+        folders = _query_python(python, _SITE_FOLDERS_SCRIPT)
     paths = dict.fromkeys(Path(folder) for folder in folders if os.path.isabs(folder))
     return tuple(path for path in paths if path.name in ("site-packages", "dist-packages"))
 
 
-def _query_python(python: str) -> list[str]:
+def absent_modules(python: str, names: Sequence[str]) -> list[str]:
+    """Return which modules `python` cannot find. None of them is imported.
+
+    Raises:
+        LaunchError: it cannot be started.
+    """
+    return _query_python(python, _ABSENT_SCRIPT, names)
+
+
+def _query_python(python: str, script: str, words: Sequence[str] = ()) -> list[str]:
+    """Return the list that a script of ours prints under `python` as JSON."""
     try:
         answer = subprocess.run(
-            [python, "-c", _SITE_FOLDERS_SCRIPT],
+            [python, "-c", script, *words],
             capture_output=True,
             timeout=TIMEOUT_S,
             check=True,
             cwd="/",
             start_new_session=True,
         )
-        return [str(folder) for folder in json.loads(answer.stdout)]
+        return [str(item) for item in json.loads(answer.stdout)]
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise LaunchError(
             f"{python} does not start: {error}", hint="set run.command in the task file"

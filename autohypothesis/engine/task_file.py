@@ -130,7 +130,7 @@ def default_task(repository: Repository) -> Task:
     if "train.py" not in files and not (repository.root / "train.py").is_file():
         raise TaskError(
             f"{repository.root} has neither a task.yaml nor a train.py",
-            hint=f"write {layout.root_task}, or name another repository with --repo PATH",
+            hint="make one: `python orchestrator.py init`; or name another repository: --repo PATH",
         )
     return foreign_task()
 

@@ -224,9 +224,8 @@ class UntrackedEntry(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """Return its line of .worktreeinclude, in single quotes of a shell."""
-        escaped = "".join(f"\\{sign}" if sign in "*?[\\" else sign for sign in self.path)
-        return "'/" + escaped.replace("'", "'\\''") + "'"
+        """Return its line of .worktreeinclude."""
+        return "/" + "".join(f"\\{sign}" if sign in "*?[\\" else sign for sign in self.path)
 
 
 class MissingFiles(NamedTuple):
@@ -259,7 +258,9 @@ class MissingFiles(NamedTuple):
 
     def remedy(self) -> str:
         """Return the command that brings all of it into every run; empty when there is none."""
-        lines = " ".join(absent.pattern for absent in self.largest)
+        lines = " ".join(
+            "'" + absent.pattern.replace("'", "'\\''") + "'" for absent in self.largest
+        )
         return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
 
 
@@ -290,9 +291,9 @@ def find_missing_files(repository: Repository, task: Task) -> MissingFiles:
         listed -= set(untracked(root, leave_out=made, patterns=wanted))
     deadline = time.monotonic() + LOOK_S
     absent = [
-        _measured(root, path, deadline)
+        measured(root, path, deadline)
         for path in sorted(listed)
-        if not (_is_ours(root, path) or task.is_artifact(path) or path == task.source)
+        if not (is_made_by_tools(root, path) or task.is_artifact(path) or path == task.source)
     ]
     absent.sort(key=lambda entry: -entry.size)
     head = repository.head()
@@ -301,7 +302,8 @@ def find_missing_files(repository: Repository, task: Task) -> MissingFiles:
     return MissingFiles(tuple(absent[:LARGEST]), len(absent[LARGEST:]), filters)
 
 
-def _is_ours(root: Path, path: str) -> bool:
+def is_made_by_tools(root: Path, path: str) -> bool:
+    """Return whether an untracked file or folder is made anew by us or by tools of others."""
     bare = path.rstrip("/")
     if matches(bare, REGENERATED_PATTERNS) or (root / bare / "pyvenv.cfg").is_file():
         return True
@@ -312,7 +314,8 @@ def _is_ours(root: Path, path: str) -> bool:
     return bool(inside) and set(os.listdir(root / bare)) <= inside
 
 
-def _measured(root: Path, path: str, deadline: float) -> UntrackedEntry:
+def measured(root: Path, path: str, deadline: float) -> UntrackedEntry:
+    """Return an entry with its size, added up until `deadline` of the monotonic clock."""
     size = 0
     for _, stamp in _files(root, path.rstrip("/")):
         size += _bytes_of(stamp)

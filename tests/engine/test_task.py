@@ -207,7 +207,7 @@ def test_somebody_elses_files_of_the_same_names_are_not_taken_for_ours(
 def test_a_repository_with_nothing_to_train_says_what_to_write(
     make: Callable[..., Repository],
 ) -> None:
-    with pytest.raises(TaskError, match=r"neither a task\.yaml nor a train\.py.*write"):
+    with pytest.raises(TaskError, match=r"neither a task\.yaml nor a train\.py.*init"):
         default_task(make({"main.py": ""}))
 
 

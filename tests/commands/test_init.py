@@ -1,0 +1,288 @@
+"""`init` in repositories of the kinds that people have: what it finds, writes and measures."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autohypothesis.engine.first_task import noise_of
+from autohypothesis.engine.foreign_script import find_scripts, read_script
+from autohypothesis.engine.metric_lines import find_metrics
+from tests.conftest import NewRepository, called, run_git
+
+NANO = {
+    "README.md": "```sh\npython data/tiny/prepare.py\npython train.py config/tiny.py\n```\n",
+    ".gitignore": "*.bin\n",
+    "config/tiny.py": "dataset = 'tiny'\nmax_iters = 4\n",
+    "data/tiny/prepare.py": "print('made')\n",
+    "data/tiny/train.bin": "abc",
+    "data/large/prepare.py": "",
+    "data/large/train.bin": "0" * 100,
+    "configurator.py": "import sys\nfrom ast import literal_eval\nfor word in sys.argv[1:]:\n"
+    "    if '=' not in word:\n        exec(open(word).read())\n    else:\n"
+    "        key, value = word[2:].split('=')\n        globals()[key] = literal_eval(value)\n",
+    "model.py": "class GPT: pass\n",
+    "sample.py": "from model import GPT\nprint('loss 3')\n",
+    "train.py": "import os, random\nfrom model import GPT\nmax_iters = 8\ndataset = 'large'\n"
+    "learning_rate = 6e-4\nseed = 1337\nexec(open('configurator.py').read())\n"
+    "data_dir = os.path.join('data', dataset)\nrandom.seed(seed)\n"
+    "open(os.path.join(data_dir, 'train.bin'), 'rb').read()\nfor step in range(max_iters):\n"
+    "    losses = {'train': 2 - step / 8, 'val': 2 - step / 10}\n"
+    "    print(f\"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}\")\n"
+    "    print(f'iter {step}: loss {1.5:.4f}, time {3.2:.2f}ms')\n",
+}
+TRAINER = {
+    "README.md": "```bash\npython run_clm.py \\\n"
+    "  --model_name_or_path gpt2 \\\n  --lr 1e-4\n```\n",
+    ".gitignore": "/data/\n",
+    "data/train.json": "[1]",
+    "run_clm.py": "import argparse, json, os, random\n\ndef main():\n"
+    "    parser = argparse.ArgumentParser()\n"
+    "    parser.add_argument('--model_name_or_path', required=True)\n"
+    "    parser.add_argument('--train_file', default='data/train.json')\n"
+    "    parser.add_argument('--lr', type=float, default=5e-5)\n    args = parser.parse_args()\n"
+    "    json.load(open(args.train_file))\n"
+    "    rng = random.Random(int(os.environ['SEED']))\n    for epoch in range(3):\n"
+    "        print({'loss': 2.0, 'learning_rate': args.lr, 'epoch': epoch})\n"
+    "        print({'eval_loss': 1.9 - epoch / 10, 'eval_runtime': 1.2, 'epoch': epoch})\n"
+    "    print('***** eval metrics *****')\n"
+    "    print(f'  eval_loss               =     {1.5 + int(os.environ[\"SEED\"]) / 1000:.4f}')\n\n"
+    "if __name__ == '__main__':\n    main()\n",
+}
+LIGHTNING = {
+    ".gitignore": "datasets\n",
+    "datasets/x.csv": "1,2\n",
+    "configs/fit.yaml": "data:\n  path: datasets/x.csv\ntrainer: {max_epochs: 2}\n",
+    "litmodel.py": "class Lit:\n    def validation_step(self, batch, i):\n"
+    "        self.log('val_loss', 1.0, prog_bar=True)\n        self.log('val_acc', 1.0)\n",
+    "tests/test_train.py": "def test_it():\n    model.fit(1)\n",
+    "main.py": "import os, sys, yaml\nimport litmodel\n"
+    "config = yaml.safe_load(open('configs/fit.yaml'))\nopen(config['data']['path']).read()\n"
+    "for epoch in range(config['trainer']['max_epochs']):\n"
+    "    sys.stdout.write(f'\\rEpoch {epoch}: 100%|##| 9/9 [9.1it/s, val_loss=0.{9 - epoch}]')\n"
+    "print()\nvalue = 0.4 + int(os.environ['SEED']) % 2 / 50\n"
+    "print('┃      Validate metric      ┃       DataLoader 0        ┃')\n"
+    "print(f'│          val_acc          │    {0.9:.12f}         │')\n"
+    "print(f'│         val_loss          │    {value:.12f}         │')\n",
+}
+SCIKIT = {
+    ".gitignore": "data/\n",
+    "data/iris.csv": "1,2\n",
+    "src/train_model.py": "import csv\nfrom pathlib import Path\n"
+    "DATA = Path(__file__).resolve().parent.parent / 'data' / 'iris.csv'\nMAX_DEPTH = 3\n"
+    "class Model:\n    def fit(self, rows): return self\n"
+    "def main():\n    rows = list(csv.reader(open(DATA)))\n    Model().fit(rows)\n"
+    "    print(f'Training samples: {len(rows)}')\n"
+    "    print('Test accuracy: %.4f' % (0.9 + MAX_DEPTH / 100))\n"
+    "if __name__ == '__main__':\n    main()\n",
+}
+
+
+def ran(root: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    answer = called("init", *words, "--json", cwd=root)
+    assert answer.stdout, answer.stderr
+    return answer.returncode, json.loads(answer.stdout), answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "start", "metric", "take", "data", "values"),
+    [
+        (NANO, "train.py config/tiny.py", "val_loss", "last", "data/tiny/train.bin", (1.7, 1.7)),
+        (
+            TRAINER, "run_clm.py --model_name_or_path gpt2 --lr 1e-4", "eval_loss", "last",
+            "data/train.json", (1.542, 1.543),
+        ),
+        (LIGHTNING, "main.py", "val_loss", "last", "datasets/x.csv", (0.4, 0.42)),
+        (SCIKIT, "src/train_model.py", "test_accuracy", "only", "data/iris.csv", (0.93, 0.93)),
+    ],
+    ids=["nanogpt", "trainer", "lightning", "scikit"],
+)  # fmt: skip
+def test_a_repository_of_a_usual_kind_has_its_task_and_its_noise(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository, files: dict[str, str],
+    start: str, metric: str, take: str, data: str, values: tuple[float, float],
+) -> None:  # fmt: skip
+    root = new_repository(tmp_path / "r", files)
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert report["script"] == start.split()[0]
+    assert report["command"] == ["python", *start.split()]
+    found = report["metric"]["name"], report["metric"]["direction"], report["metric"]["take"]
+    assert found == (metric, "maximize" if "accuracy" in metric else "minimize", take)
+    assert [entry["path"] for entry in report["data"]] == [data]
+    assert [run["value"] for run in report["runs"]] == pytest.approx(list(values))
+    noise = abs(values[0] - values[1])
+    assert report["noise"] == pytest.approx(noise)
+    task = yaml.safe_load((root / "task.yaml").read_text())
+    assert task["objective"]["min_delta"] == pytest.approx(report["smallest_gain"])
+    assert report["smallest_gain"] == pytest.approx(2 * noise)
+    assert called("task", "check", ".", cwd=root).returncode == 0
+    assert said.index("script") < said.index("baseline 1"), "it says what it found, then runs"
+    assert any("SEED" in gap["what"] for gap in report["missing"]) == (noise == 0)
+    assert run_git(root, "status", "--porcelain").split() == ["??", "task.yaml"]
+
+
+def test_a_search_goes_on_with_what_init_wrote(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    root = new_repository(tmp_path / "r", SCIKIT)
+    code, report, _ = ran(root)
+    assert code == 0 and report["next"] == "python orchestrator.py run-loop --max 20"
+    answer = called("run-experiment", "--set", "MAX_DEPTH=5", "--settle", cwd=root)
+    assert answer.returncode == 0 and "keep: improved" in answer.stderr
+
+
+def test_without_a_run_it_writes_the_file_or_only_shows_it(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    root = new_repository(tmp_path / "r", SCIKIT)
+    shown = called("init", "--dry-run", cwd=root)
+    assert shown.returncode == 0 and "artifacts:" in shown.stdout
+    assert not (root / "task.yaml").exists() and not (root / "research").exists()
+    code, report, _ = ran(root, "--no-run")
+    assert code == 0 and report["written"] and not report["runs"]
+    assert (root / "task.yaml").is_file() and not (root / "research").exists()
+
+
+def test_a_task_file_that_is_there_stays_and_is_measured(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    mine = (
+        "id: mine\nartifacts: [main.py]\nrun: {include: [/datasets/]}\n"
+        "scorer: {type: log, parse: {take: last}}\n"
+        "objective: {metric: val_loss, min_delta: 0.01}\n"
+    )
+    root = new_repository(tmp_path / "r", {**LIGHTNING, "task.yaml": mine})
+    code, report, _ = ran(root)
+    assert code == 0 and not report["written"]
+    assert (root / "task.yaml").read_text() == mine
+    assert report["smallest_gain"] == pytest.approx(0.04)
+    assert "min_delta 0.01 is under the noise" in report["missing"][0]["what"]
+
+
+def test_a_metric_that_only_the_log_shows_is_taken_from_the_log(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "name = '_'.join(['dev', 'loss'])\nfor n in range(2):\n    print(name + f': 1.{n}')\n"
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, said = ran(root, "--script", "train.py")
+    assert code == 0, said
+    assert (report["metric"]["name"], report["metric"]["take"]) == ("dev_loss", "last")
+    assert [run["value"] for run in report["runs"]] == [None, 1.1, 1.1]
+
+
+def test_what_a_script_cannot_start_without_is_named_and_nothing_is_run(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "import argparse\nimport no_such_package\nparser = argparse.ArgumentParser()\n" \
+        "parser.add_argument('config')\nparser.parse_args()\nprint('val_loss:', 1)\n"  # fmt: skip
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, _ = ran(root)
+    assert code == 1 and not report["runs"]
+    assert "cannot start without config" in report["missing"][0]["what"]
+    assert "pip install no_such_package" in report["missing"][1]["remedy"]
+
+
+def test_a_baseline_that_fails_shows_the_end_of_its_log_and_what_is_missing(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = (
+        "name = ''.join(['he', 'ld'])\nprint('begun')\nopen(name).read()\nprint('val_loss:', 1)\n"
+    )
+    root = new_repository(tmp_path / "r", {"train.py": text, ".gitignore": "held\n", "held": "1"})
+    answer = called("init", cwd=root)
+    assert answer.returncode == 1
+    assert "begun" in answer.stdout and "val_loss: 1" not in answer.stdout
+    assert "which git does not track: run: {include: ['/held']}" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "said"),
+    [
+        ({"lib.py": "A = 1\n"}, [], "and new.py is in no commit; commit the script first"),
+        ({"train.py": "print('loss: 1')\n"}, ["--script", "trian.py"], "did you mean 'train.py'"),
+        ({"a.txt": ""}, ["--script", "new.py"], "commit it first: git add new.py"),
+    ],
+)
+def test_without_a_script_it_says_what_to_do(
+    tmp_path: Path,
+    new_repository: NewRepository,
+    files: dict[str, str],
+    words: list[str],
+    said: str,
+) -> None:
+    root = new_repository(tmp_path / "r", files)
+    (root / "new.py").write_text("print(1)\n")
+    answer = called("init", *words, cwd=root)
+    assert answer.returncode == 2 and said in answer.stderr
+    assert not (root / "task.yaml").exists()
+
+
+def test_a_folder_without_a_commit_says_how_to_make_one(tmp_path: Path) -> None:
+    assert "git init" in called("init", str(tmp_path), cwd=tmp_path).stderr
+    run_git(tmp_path, "init", "-q")
+    assert "git commit" in called("init", str(tmp_path), cwd=tmp_path).stderr
+
+
+# ── the reading of scripts ──────────────────────────────────────────────────────────────────
+
+
+def test_the_likeliest_script_comes_first(tmp_path: Path) -> None:
+    training = "import torch\nloss.backward()\nprint(f'val_loss: {loss}')\n"
+    files = {
+        "eval.py": "print(f'val_loss: {1}')\n", "train.py": training, "lib/loop.py": training,
+        "tests/train.py": training, "setup.py": "setup()\n", "broken.py": "def (\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [script.path for script in find_scripts(tmp_path, files)]
+    assert found[:2] == ["train.py", "lib/loop.py"] and "setup.py" not in found
+
+
+NAMES = st.sampled_from(["val_loss", "test accuracy", "eval/f1", "val bpb", "Dev PPL", "rmse"])
+WAYS = st.sampled_from(
+    [
+        "print(f'{name}: {{x:.3f}}')", "print('{name}', x)", "print('{name} = %.2f' % x)",
+        "print('{name}: {{}}'.format(x))", "print({{'{name}': x}})",
+        "import json\nprint(json.dumps({{'{name}': x}}))", "print('done, {name}=' + str(x))",
+    ]
+)  # fmt: skip
+
+
+@given(name=NAMES, way=WAYS)
+def test_a_metric_has_in_the_source_the_name_that_it_has_in_the_log(name: str, way: str) -> None:
+    text = f"x = 1.25\n{way.format(name=name)}\n"
+    log = io.StringIO()
+    with redirect_stdout(log):
+        exec(text, {})
+    printed = [metric.name for metric in find_metrics(log.getvalue())]
+    assert [metric.name for metric in _read(text).metrics] == printed != []
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
+def test_any_text_can_be_read_as_a_script(text: str) -> None:
+    assert _read(text).path == "train.py"
+
+
+def _read(text: str) -> Any:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "train.py").write_text(text, encoding="utf-8", errors="surrogatepass")
+        find_scripts(Path(folder), ["train.py"])
+        return read_script(Path(folder), "train.py", ["train.py"])
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_the_smallest_gain_is_at_least_twice_the_difference(first: float, second: float) -> None:
+    noise = noise_of(first, second)
+    assert noise.smallest_gain >= 2 * noise.difference * (1 - 1e-9)
+    assert noise.smallest_gain <= 2.3 * noise.difference
