@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 
 
 class AutohypothesisError(Exception):
@@ -19,7 +19,7 @@ class AutohypothesisError(Exception):
     def __init__(self, problem: str, *, hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
-        self.hint = as_called(hint)
+        self.hint = suggested(hint)
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.hint}" if self.hint else self.problem

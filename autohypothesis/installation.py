@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +11,19 @@ IN_CLONE = "python orchestrator.py"
 """The command line, as messages spell it; see `as_called`."""
 EXTRAS = dict.fromkeys(("fastapi", "markdown_it", "nh3", "sqlalchemy", "uvicorn"), "hub")
 """Module -> the extra of this package that installs it."""
+given: dict[str, str] = {}
+"""`--repo` and `--tag` of this command line, where they were given."""
+TAKES_TAG = frozenset(
+    (
+        "adopt", "best", "bootstrap", "decide", "digest", "hypotheses", "init-fleet", "prune",
+        "record", "restore", "run-experiment", "run-loop", "runs", "show-results", "status",
+    )
+)  # fmt: skip
+"""Commands with an option `--tag`."""
+_COMMAND = re.compile(
+    rf"(?P<before>{re.escape(IN_CLONE)} )(?P<word>[a-z][a-z-]*)"
+    rf"(?P<rest>(?:(?!{re.escape(IN_CLONE)})[^`;\n])*)"
+)
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -28,6 +43,23 @@ def as_called(text: str) -> str:
     if is_clone():
         return text
     return text.replace(IN_CLONE, "autohypothesis").replace("orchestrator.py", "autohypothesis")
+
+
+def suggested(text: str) -> str:
+    """Return `text` with its commands as they have to be typed after this one.
+
+    They repeat the repository and the search that this command was given.
+    """
+
+    def repeated(match: re.Match[str]) -> str:
+        before, word, rest = match["before"], match["word"], match["rest"]
+        if (tag := given.get("--tag")) and word in TAKES_TAG and "--tag" not in rest:
+            word = f"{word} --tag {shlex.quote(tag)}"
+        if (repo := given.get("--repo")) and "--repo" not in rest:
+            before = f"{before}--repo {shlex.quote(repo)} "
+        return f"{before}{word}{rest}"
+
+    return as_called(_COMMAND.sub(repeated, text) if given else text)
 
 
 def missing_extra(module: str | None) -> str:

@@ -18,7 +18,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand, TyperGroup
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.installation import IN_CLONE, as_called, missing_extra
+from autohypothesis.installation import IN_CLONE, as_called, given, missing_extra
 from autohypothesis.plain import plain
 from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
@@ -60,7 +60,15 @@ def _chosen(context: typer.Context, repo: Path | None) -> Path:
     """Return `--repo` after the command, else before it, else the current directory."""
     root = context.find_root()
     root.obj = repo or root.obj
+    if repo is not None:
+        given["--repo"] = str(repo)
     return root.obj or Path.cwd()
+
+
+def _searched(tag: str | None) -> str | None:
+    if tag:
+        given["--tag"] = tag
+    return tag
 
 
 complete_experiment = completion(lambda layout: (run.name for run in layout.runs.glob("*")))
@@ -76,9 +84,16 @@ Repo = Annotated[
     ),
 ]
 Json = Annotated[bool, Option("--json", help="One JSON document on stdout.")]
-Tag = Annotated[str | None, Option("--tag", help="The search; default: the active one.")]
+Tag = Annotated[
+    str | None, Option("--tag", help="The search; default: the active one.", callback=_searched)
+]
 NewTag = Annotated[
-    str | None, Option("--tag", help="The search; default: the active one, else today's date.")
+    str | None,
+    Option(
+        "--tag",
+        help="The search; default: the active one, else today's date.",
+        callback=_searched,
+    ),
 ]
 TaskFile = Annotated[Path | None, Option("--task", help="A task file.")]
 Settings = Annotated[
@@ -189,6 +204,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     """Run the command line and exit: 0, 1 when it failed, 2 when it was called wrongly."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "autohypothesis")
     prefix = "autohypothesis" if program == "autohypothesis" else as_called(IN_CLONE)
+    given.clear()
     make_steady()
     keep_others_out()
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):

@@ -13,7 +13,6 @@ from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, ExperimentId, Json, Repo, Tag, app
 from autohypothesis.commands.common import (
-    err,
     layout_of,
     meant_tag,
     opened,
@@ -35,15 +34,16 @@ TAIL_LINES = 15
 
 
 @app.command("status")
-def status(repo: Repo = HERE, as_json: Json = False) -> None:
+def status(tag: Tag = None, repo: Repo = HERE, as_json: Json = False) -> None:
     """How it stands now: the search, who is alive, the queue, and what needs you; it only reads.
 
     Example: `orchestrator.py status`
     """
     from autohypothesis.fleet.overview.overview import overview
+    from autohypothesis.records.layout import checked_id
     from autohypothesis.terminal.fleet import status_page
 
-    view = overview(layout_of(repo))
+    view = overview(layout_of(repo), tag=checked_id(tag) if tag else None)
     if as_json:
         print_json(_plain(view))
     else:
@@ -128,7 +128,7 @@ def runs(
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("no experiments yet; run one: [bold]python orchestrator.py run-experiment[/]")
+        remark("no experiments yet; run one: python orchestrator.py run-experiment")
     else:
         from autohypothesis.terminal.experiments import runs_table
 
@@ -338,7 +338,7 @@ def show_results(
     if as_json:
         print_json(results.as_dict(top, kept_only=kept_only))
     elif not results.experiments:
-        err().print("nothing is decided yet; start: [bold]python orchestrator.py run-loop[/]")
+        remark("nothing is decided yet; start: python orchestrator.py run-loop")
     else:
         out().print(results_page(results, top, kept_only=kept_only))
         for note in results.notes:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 from autohypothesis.plain import plain_line
 from autohypothesis.terminal.parts import (
     FIXED,
@@ -206,7 +206,7 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
         text.append("! ", "yellow").append(f"{plain_line(need.what)}\n", "default")
     left = len(needs) - most
     rest = f"and {left} more: " if left > 0 else "what to do: "
-    return text.append(as_called(f"{rest}python orchestrator.py status"), "bright_black")
+    return text.append(suggested(f"{rest}python orchestrator.py status"), "bright_black")
 
 
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from rich.text import Text
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.overview.overview import Overview, WorkerView, overview
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 from autohypothesis.plain import plain_line
 from autohypothesis.records.history import DecisionHistory, LiveHistory, is_lost
 from autohypothesis.records.layout import ID, Layout
@@ -169,7 +169,7 @@ def _workers(workers: Sequence[WorkerView], room: int | None) -> RenderableType:
     if len(shown) == len(workers):
         return table
     rest = f"and {len(workers) - len(shown)} more: python orchestrator.py status"
-    return Group(table, Text(as_called(rest), "bright_black"))
+    return Group(table, Text(suggested(rest), "bright_black"))
 
 
 def _lines(worker: WorkerView) -> tuple[list[Text], list[Text]]:

@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 from autohypothesis.plain import plain
 from autohypothesis.terminal.parts import GAP, Listing
 from autohypothesis.terminal.streams import is_unicode, lost
@@ -31,7 +31,7 @@ class Screen(Console):
         self._narrowest = self.width
 
     def print(self, *objects: Any, **options: Any) -> None:
-        named = [as_called(item) if isinstance(item, str) else item for item in objects]
+        named = [suggested(item) if isinstance(item, str) else item for item in objects]
         if not self.is_terminal and "COLUMNS" not in os.environ:  # a pipe has no width
             self.width = max([self._narrowest, *map(self._uncut, named)])
         super().print(*named, **options)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis import __version__
+from autohypothesis import __version__, installation
+from autohypothesis.commands.main import Loaded
 from tests.conftest import ROOT, Cli
 
 
@@ -55,3 +56,44 @@ def test_a_command_imports_no_module_of_another_one(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert answer.stdout.splitlines()[-1] == str(["app", "common", "main", "show"])
+
+
+def test_the_commands_that_take_a_tag_are_known() -> None:
+    takes = {
+        name
+        for name, command in Loaded().items()
+        if any("--tag" in option.opts for option in command.params)
+    }
+    assert takes == installation.TAKES_TAG
+
+
+def test_suggestions_repeat_the_repository_and_the_search_that_were_given(
+    cli: Cli, foreign: Path, tmp_path: Path
+) -> None:
+    name = f"'{foreign.name}'"
+    refused = cli("best", "--repo", foreign.name, "--tag", "t", cwd=tmp_path).stderr
+    assert f"orchestrator.py --repo {name} run-experiment --tag t --baseline" in refused
+    unknown = cli("--repo", foreign.name, "show", "nosuch", cwd=tmp_path).stderr
+    assert f"`python orchestrator.py --repo {name} runs --all`" in unknown
+    shown = cli("status", "--repo", foreign.name, cwd=tmp_path).stdout
+    assert shown.rstrip().endswith(f"next: python orchestrator.py --repo {name} init-fleet")
+    assert cli("status").stdout.rstrip().endswith("next: python orchestrator.py init-fleet")
+
+
+@pytest.mark.parametrize(
+    ("text", "suggested"),
+    [
+        ("a: python orchestrator.py runs, then python orchestrator.py show x",
+         "a: python orchestrator.py --repo r runs --tag t, then python orchestrator.py --repo r"
+         " show x"),
+        ("`python orchestrator.py decide x --tag u`", "`python orchestrator.py --repo r decide x"
+         " --tag u`"),
+        ("python orchestrator.py --repo q runs", "python orchestrator.py --repo q runs"),
+        ("run it again", "run it again"),
+    ],
+)  # fmt: skip
+def test_a_command_that_names_its_own_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, suggested: str
+) -> None:
+    monkeypatch.setattr(installation, "given", {"--repo": "r", "--tag": "t"})
+    assert installation.suggested(text) == suggested

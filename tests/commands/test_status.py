@@ -20,6 +20,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Proposal, now
 from autohypothesis.terminal.fleet import status_page
+from tests.conftest import Cli
 
 DAMAGE: dict[str, bytes] = {
     "half written": b'{"worker_id": "cpu0", "state": "trai',
@@ -391,3 +392,24 @@ def test_ids_states_and_commands_are_whole_on_a_narrow_screen(
     for word in ("supervisor", "tool-builder", "not started", "h-nov20-0007-1", "62 %", "dead",
                  "val_bpb 1.400000", "python orchestrator.py monitor"):  # fmt: skip
         assert word in text
+
+
+def test_another_search_is_shown_by_its_tag(cli: Cli) -> None:
+    assert cli("run-experiment", "--baseline", "--decide", "--tag", "one").returncode == 0
+    assert cli("init-fleet", "--tag", "two", "--cpu-workers", "1").returncode == 0
+    active, other = (json.loads(cli("status", "--json", *words).stdout)
+                     for words in ([], ["--tag", "one"]))  # fmt: skip
+    assert (active["tag"], active["best"], active["reference"] is None) == ("two", None, False)
+    assert (other["tag"], other["best"]["experiment_id"]) == ("one", "baseline-one-1")
+    assert other["counts"]["done"] == 0 and other["outcomes"] == {"keep": 1}
+
+
+def test_a_fleet_that_was_made_after_a_loop_is_started_next(cli: Cli, program: Cli) -> None:
+    assert program("run-loop", "--max", "1", "--tag", "t").returncode == 0
+    after = cli("status").stdout
+    assert "not started" not in after and "finished" in after
+    assert after.rstrip().endswith("next: python orchestrator.py digest")
+    assert cli("init-fleet", "--cpu-workers", "1").returncode == 0
+    made = cli("status").stdout
+    assert "not started" in made
+    assert made.rstrip().endswith("next: python orchestrator.py up")

@@ -22,6 +22,7 @@ from autohypothesis.fleet.overview.results import (
     device_intervals,
     says_something,
 )
+from autohypothesis.installation import suggested
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import DecisionHistory, of_tag
 from autohypothesis.records.layout import ID, Layout
@@ -319,7 +320,7 @@ def _first(page: Digest) -> list[Notice]:
     notices = list(page.overview.needs)
 
     def note(what: str, command: str) -> None:
-        notices.append(Notice(what, f"{RUN} {command}"))
+        notices.append(Notice(what, suggested(f"{RUN} {command}")))
 
     for name in page.refuted:
         note(f"{name} was kept, and its gain did not hold on other seeds", f"show {name}")

@@ -7,7 +7,7 @@ dead or refused becomes a `Notice`, and stops nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,9 +27,9 @@ from autohypothesis.fleet.live.presence import (
 )
 from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import JSON_LIMIT, load, read_bytes, shown
+from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
@@ -219,13 +219,14 @@ class _Document(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def overview(layout: Layout, queue: Queue | None = None) -> Overview:
+def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = None) -> Overview:
     """Return how the fleet of this repository stands. Nothing under research/ makes it fail.
 
     Args:
         queue: of the last call, so that what did not change is not read again.
+        tag: the search whose results and queue are shown; default: the active one.
     """
-    look = _Reader(layout)
+    look = _Reader(layout, tag)
     board, reference = look.board, look.reference()
     counts, waiting = look.queue(queue)
     roles, workers = look.roles(), look.workers()
@@ -250,7 +251,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         waiting=waiting,
         awaiting=look.awaiting,
         needs=look.needs,
-        next_command=as_called(f"{RUN} {_next_command(look.tag, roles, bool(workers), alive)}"),
+        next_command=suggested(f"{RUN} {look.next_command(roles, workers, alive)}"),
         alive=alive,
     )
 
@@ -258,7 +259,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
 class _Reader:
     """Reads the files once; what is wrong with them gathers in `needs`."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, other: str | None = None) -> None:
         self.layout = layout
         self.now = now()
         self.needs: list[Notice] = []
@@ -268,9 +269,19 @@ class _Reader:
         self.tag, wrong = manifest_tag(layout)
         if wrong:
             self._damage(layout.manifest, wrong)
+        self.manifest = self._model(layout.manifest, Manifest, quiet=bool(wrong))
         board = self._document(layout.leaderboard)
         self.board = board if not self.tag or board.get("tag") in (self.tag, None) else {}
         self.tag = self.tag or str(self.board.get("tag") or "")
+        if other and other != self.tag:
+            self._look_at(other)
+
+    def _look_at(self, tag: str) -> None:
+        """Turn to a search that is not the active one; its experiments are folded in memory."""
+        from autohypothesis.records.ledger import refold
+        from autohypothesis.records.tables import leaderboard
+
+        self.tag, self.board = tag, leaderboard(refold(self.layout), tag, 0)
 
     def reference(self) -> str | None:
         """Return the reference; note commits on its branch, or that a remote has the search."""
@@ -305,7 +316,7 @@ class _Reader:
         return queue.counts(), waiting[:SHOWN_WAITING]
 
     def roles(self) -> list[RoleView]:
-        """Return the roles of a fleet; a loop comes first, and needs no others while it lives."""
+        """Return the roles of a fleet; a loop comes first, and needs no fleet beside it."""
         found = [self.role(name) for name in ROLES]
         if self.layout.role(COURIER).exists():  # only a fleet with a hub has one
             found.append(self.role(COURIER))
@@ -314,6 +325,8 @@ class _Reader:
             return found
         if loop.alive:
             found = [role for role in found if role.role == "observer" or role.alive]
+        elif self.manifest is None or not self.manifest.workers:
+            found = [role for role in found if role.state != "not started"]
         return [loop, *found]
 
     def role(self, name: str) -> RoleView:
@@ -338,9 +351,8 @@ class _Reader:
 
     def workers(self) -> list[WorkerView]:
         """Return the workers of the manifest, then any other that lives."""
-        manifest = self._model(self.layout.manifest, Manifest)
         views, known = [], set()
-        for worker in manifest.workers if manifest else ():
+        for worker in self.manifest.workers if self.manifest else ():
             if ID.fullmatch(worker.worker_id):
                 known.add(worker.worker_id)
                 views.append(self._worker(worker))
@@ -386,6 +398,30 @@ class _Reader:
             return None
         until = self.now if alive else beat.updated_at
         return _share(beat.busy_seconds, (until - beat.started_at).total_seconds())
+
+    def next_command(
+        self, roles: Iterable[RoleView], workers: Sequence[WorkerView], alive: bool
+    ) -> str:
+        states = {role.role: role for role in roles}
+        observer = states.get("observer") or self.role("observer")
+        if not self.tag:
+            return "init-fleet"
+        if alive:
+            return "monitor"
+        if workers and self._is_new_fleet(workers):
+            return "up"
+        if observer.state == "finished":
+            return "digest"
+        if LOOP in states and states[LOOP].pid == observer.pid:
+            return "runs" if observer.state == "failed" else "run-loop"
+        return "up" if workers else "init-fleet"
+
+    def _is_new_fleet(self, workers: Iterable[WorkerView]) -> bool:
+        """Return whether none of the roles was started since `init-fleet`."""
+        last = load_or_none(RoleStatus, self.layout.role("observer"), SMALL)
+        begun = self.manifest.created_at if self.manifest else None
+        is_newer = bool(last and begun and begun > last.updated_at)
+        return is_newer or all(worker.state == "not started" for worker in workers)
 
     def note_dead_processes(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
         """Name the problems of the roles, and the processes that died without leaving."""
@@ -454,7 +490,7 @@ class _Reader:
             self._note(f"and {len(lines) - most} more in {self._short(where)}")
 
     def _note(self, what: str, command: str = "") -> None:
-        self.needs.append(Notice(what, f"{RUN} {command}" if command else ""))
+        self.needs.append(Notice(what, suggested(f"{RUN} {command}") if command else ""))
 
     def _document(self, path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
         """Return the JSON object at `path`; empty where it is absent, or damaged (noted)."""
@@ -490,20 +526,6 @@ class _Reader:
 
     def _short(self, path: Path) -> str:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))
-
-
-def _next_command(tag: str, roles: Iterable[RoleView], has_workers: bool, alive: bool) -> str:
-    states = {role.role: role for role in roles}
-    observer = states["observer"]
-    if not tag:
-        return "init-fleet"
-    if alive:
-        return "monitor"
-    if observer.state == "finished":
-        return "digest"
-    if LOOP in states and states[LOOP].pid == observer.pid:
-        return "runs" if observer.state == "failed" else "run-loop"
-    return "up" if has_workers else "init-fleet"
 
 
 def _waiting(item: Hypothesis, state: str, worker: str | None) -> WaitingHypothesis:
