@@ -43,6 +43,17 @@ def plain_line(text: str) -> str:
     return " ".join(plain(text, " ").split())
 
 
+def shortened(text: str, most: int) -> str:
+    """Return `text` with its middle cut out where it has more than `most` characters.
+
+    What is wrong stands at the beginning, and the command that helps at the end.
+    """
+    if len(text) <= most:
+        return text
+    end = most * 2 // 3
+    return f"{text[: most - end - 3]} … {text[-end:]}"
+
+
 def table_text(text: str) -> str:
     """`text` as a cell of results.tsv: no tab, break or control character, no opening quote.
 

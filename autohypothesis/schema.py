@@ -24,8 +24,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 # ── words ───────────────────────────────────────────────────────────────────────────────────
 
@@ -199,6 +202,44 @@ class Proposal(Strict):
     """The first experiment of the group that this one repeats."""
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     """None: the first seed, at which values are compared."""
+    _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Field -> why `read` left it out. It is in no file."""
+        return self._left_out
+
+    @classmethod
+    def read(cls, value: object) -> "Proposal":
+        """Return the proposal that a program wrote, without the fields that are wrong.
+
+        What an idea is (its change, seed and `replicates`) must be right. A title that is missing
+        or wrong is made from the change.
+
+        Raises:
+            ValidationError: the change is wrong, or an unknown key is nearly the name of one.
+        """
+        if isinstance(value, cls) or not isinstance(value, dict):
+            return cls.model_validate(value)
+        fields = dict(value)
+        left_out = _take_out_unknown(cls, fields)
+        if isinstance(effect := fields.get("prediction"), dict):
+            fields["prediction"] = effect = dict(effect)
+            left_out |= _take_out_unknown(Prediction, effect, "prediction.")
+            left_out |= _take_out_text(effect, "delta", "prediction.")
+        left_out |= _take_out_text(fields, "priority")
+        try:
+            proposal = cls.model_validate(fields)
+        except ValidationError as error:
+            for fault in error.errors(include_url=False):
+                left_out |= _take_out_fault(fields, fault)
+            if "title" in left_out:
+                if not any(fields.get(change) for change in _CHANGES):
+                    return cls.model_validate(value)  # raises, and names every fault
+                fields["title"] = fields.get("title") or _title_of(fields)
+            proposal = cls.model_validate(fields)
+        proposal._left_out = left_out
+        return proposal
 
     @model_validator(mode="after")
     def _one_kind_of_change(self) -> "Proposal":
@@ -209,6 +250,58 @@ class Proposal(Strict):
                 " kind of change"
             )
         return self
+
+
+_CAN_BE_LEFT_OUT = ("title", "rationale", "prediction", "priority", "source_id")
+_CHANGES = ("config_overrides", "patch", "instructions", "artifacts_from", "replicates")
+
+
+def _take_out_unknown(
+    model: type[BaseModel], fields: dict[str, Any], prefix: str = ""
+) -> dict[str, str]:
+    """Take unknown keys out of `fields`; return key -> why.
+
+    One that is nearly the name of a change stays, so that the model refuses it.
+    """
+    left_out, known = {}, list(model.model_fields)
+    for key in [key for key in fields if key not in known]:
+        near = get_close_matches(str(key), known, 1)
+        if not near or near[0] not in _CHANGES:
+            left_out[f"{prefix}{key}"] = f"unknown key{did_you_mean(str(key), known)}"
+            del fields[key]
+    return left_out
+
+
+def _take_out_text(fields: dict[str, Any], key: str, prefix: str = "") -> dict[str, str]:
+    """Take out a number that is none: the model would read it as null."""
+    if fields.get(key) is None or finite(fields[key]) is not None:
+        return {}
+    return {f"{prefix}{key}": f"{str(fields.pop(key))[:60]!r} is no number"}
+
+
+def _take_out_fault(fields: dict[str, Any], fault: ErrorDetails) -> dict[str, str]:
+    """Take out the field of a fault, or cut it where it is too long; return it with the reason."""
+    where = [str(part) for part in fault["loc"]]
+    if not where or where[0] not in _CAN_BE_LEFT_OUT:
+        return {}  # the model refuses it again
+    holder = fields if len(where) == 1 else fields[where[0]]
+    value = holder.pop(where[-1], None)
+    reason = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "string_too_long":
+        most = fault["ctx"]["max_length"]
+        holder[where[-1]], reason = f"{value[: most - 1]}…", f"cut at {most:,} characters"
+    elif fault["type"] == "model_type":
+        reason = f"{str(value)[:60]!r} is no object with {' and '.join(Prediction.model_fields)}"
+    return {".".join(where): reason[:1].lower() + reason[1:]}
+
+
+def _title_of(fields: dict[str, Any]) -> str:
+    """Return a title for an idea that has none: its constants, or the beginning of its words."""
+    overrides = fields.get("config_overrides")
+    if isinstance(overrides, dict) and overrides:
+        return ", ".join(f"{name} = {value}" for name, value in overrides.items())[:200]
+    words = fields.get("rationale") or fields.get("instructions") or "a change without a title"
+    return " ".join(str(words).split())[:200]
 
 
 class Hypothesis(Proposal):

@@ -63,7 +63,9 @@ class Situation:
     """Of the reference. A trial with another one ran other code: it says nothing about what a
     setting does here."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Title -> why it was not taken, of the proposer's last answer."""
+    """Title -> why it, or a field of it, was not taken, of the proposer's last answer."""
+    charter: str = ""
+    """program.md as it stands, whole; empty where there is none."""
 
 
 class Proposer(Protocol):
@@ -79,6 +81,24 @@ class Proposer(Protocol):
         Raises:
             ProposerError: it failed; others fill in, and `status` says so.
         """
+
+
+@runtime_checkable
+class AskedEarly(Protocol):
+    """A proposer that needs the settings of the reference and no results.
+
+    It is asked while the baseline still trains, so that devices go on at once. Any other waits
+    until that is decided, and the brief tells of it.
+    """
+
+    asked_early: bool
+
+
+@runtime_checkable
+class FillsIn(Protocol):
+    """A proposer that may stand in for others: it gets what they leave, and no head start."""
+
+    fills_in: bool
 
 
 @runtime_checkable

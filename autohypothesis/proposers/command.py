@@ -1,8 +1,9 @@
 """Any program as a proposer, a language model's command line included.
 
-It gets the situation as one bounded JSON document on standard input and answers hypotheses as JSON
-lines. Lines that are none are given back once, with the reason. Its exit status says nothing: only
-lines count, and a program without ideas prints `[]`. Nothing that it writes is ever run here.
+It gets the situation as one JSON document on standard input (the table in docs/fleet.md) and
+answers hypotheses as JSON lines. Lines that are none are given back once, with the reason; a wrong
+field beside a good change costs that field. Its exit status says nothing: only lines count, and a
+program without ideas prints `[]`. Nothing that it writes is ever run here.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Command:
             why = "answered nothing; one without ideas prints []"
         words = " | ".join(
             f"{name}: {text[-TAIL:].strip()}"
-            for name, text in (("stderr", answer.err), ("stdout", answer.out))
+            for name, text in (("stdout", answer.out), ("stderr", answer.err))
             if text.strip()
         )
         status = "" if answer.exit_code is None else f" (exit status {answer.exit_code})"
@@ -150,6 +151,7 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
         "answer": _instructions(),
         "count": count,
         "tag": situation.tag,
+        "charter": situation.charter,
         "objective": {
             "metric": situation.metric,
             "direction": situation.direction,
@@ -273,10 +275,12 @@ def _proposal(line: str, value: Any) -> Proposal | BadLine:
     if isinstance(title := value.get("title"), str):  # it goes into lists and pages
         value = {**value, "title": plain_line(title)}
     try:
-        proposal = Proposal.model_validate(value)
+        proposal = Proposal.read(value)
     except ValidationError as error:
         return BadLine(line, faults_in(error))
     changes = proposal.config_overrides or proposal.patch or proposal.instructions
     if not changes and not proposal.replicates:
-        return BadLine(line, "it changes nothing: give config_overrides, a patch or instructions")
+        wrong = "".join(f"; {name}: {reason}" for name, reason in proposal.left_out.items())
+        nothing = "it changes nothing: give config_overrides, a patch or instructions"
+        return BadLine(line, nothing + wrong)
     return proposal

@@ -25,6 +25,7 @@ class Inbox:
     """People, who write files into the inbox. Alone, it makes a fleet wait for them."""
 
     name = "inbox"
+    asked_early = True
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         """Return nothing: the observer reads the inbox itself."""
@@ -50,10 +51,17 @@ def configured(words: Sequence[str], *, mix: float | None, root: Path) -> list[P
 def of_search(
     manifest: Manifest | None, words: Sequence[str] | None, *, mix: float | None, root: Path
 ) -> list[Proposer]:
-    """Return the named proposers, else those the search was begun with, else `search`."""
+    """Return the named proposers, else those the search was begun with, else `search`.
+
+    `search` stands in for programs and packages that fail or have nothing, unless the words name
+    `search` or `inbox` themselves.
+    """
     if manifest is not None:
         words, mix = words or manifest.proposers, manifest.mix if mix is None else mix
-    return configured(words or (), mix=mix, root=root)
+    named = configured(words or (), mix=mix, root=root)
+    if {"search", "inbox"}.isdisjoint(proposer.name for proposer in named):
+        named.append(KnobSearch(mix=mix, fills_in=True))
+    return named
 
 
 def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
@@ -84,6 +92,7 @@ class OtherFleets:
     """
 
     name = incoming.HUB_PROPOSER
+    asked_early = True
 
     def __init__(self, layout: Layout) -> None:
         self._feed = incoming.FeedReader(layout)

@@ -48,13 +48,16 @@ class KnobSearch:
     """
 
     name = "search"
+    asked_early = True
 
-    def __init__(self, *, mix: float | None = None) -> None:
+    def __init__(self, *, mix: float | None = None, fills_in: bool = False) -> None:
         """
         Args:
             mix: share of joint moves while moves of one knob still pay; None: no such moves then.
+            fills_in: it stands in for proposers that a user named; see `proposing.FillsIn`.
         """
         self._mix = mix
+        self.fills_in = fills_in
         self._refused: set[str] = set()
         self._around: Key | None = None
 

@@ -58,6 +58,13 @@ class Listed:
         return self.answers.pop(0) if self.answers else []
 
 
+@dataclass
+class Early(Listed):
+    """One that needs no results, as `search` does."""
+
+    asked_early: bool = True
+
+
 def broken(error: BaseException | None = None) -> Listed:
     return Listed(name="broken", error=error or AutohypothesisError("it has no key"))
 

@@ -125,6 +125,15 @@ def test_a_file_that_is_still_written_waits(queue: Queue) -> None:
     assert list(refused(queue)) == ["ahead.json"]
 
 
+def test_a_wrong_field_is_set_aside_and_the_idea_is_taken(queue: Queue) -> None:
+    put(queue, "a.json", {"title": "a", "patch": "p", "prediction": "better", "priority": 2})
+    (taken,) = take_inbox(queue)
+    assert (taken.title, taken.priority, taken.prediction) == ("a", 2.0, None)
+    assert refused(queue)["a.json"].startswith(f"is queued as {taken.hypothesis_id}, without what")
+    kept = json.loads((queue.layout.inbox_refused / "a.json").read_text())
+    assert kept == {"prediction": "better"}
+
+
 def test_names_that_are_no_good_names_are_taken_or_refused(queue: Queue) -> None:
     put(queue, "ä" * 120 + ".json", {"title": "long"})
     put(queue, "b" * 250 + ".json", "{")

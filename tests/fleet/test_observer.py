@@ -42,6 +42,7 @@ from autohypothesis.schema import (
 from tests.fleet.conftest import Forked
 from tests.fleet.observing import (
     PAUSE_S,
+    Early,
     Hands,
     Listed,
     Thinker,
@@ -65,7 +66,7 @@ class Numbered:
 
 
 def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Project) -> None:
-    hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
+    hand, listed = Hands(fleet_project, "w0"), Early([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed)
     for _ in range(5):
         watched.turn()
@@ -78,6 +79,28 @@ def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Projec
         "RATE": 1.0, "WIDTH": 8, "SLEEP": 0.0, "MODE": "train", "GATE": "",
     }  # fmt: skip
     hand.end(watched, one, experiment_id)
+
+
+def test_the_first_question_is_asked_when_the_baseline_is_decided_and_the_brief_tells_of_it(
+    fleet_project: Project,
+) -> None:
+    fleet_project.layout.program.write_bytes("# Ziel\r\n\r\nVRAM unter 39 GB \u00fc\n".encode())
+    hand, listed, early = Hands(fleet_project, "w0"), Listed(), Early(name="search")
+    watched = observer(fleet_project, listed, early)
+    watched.turn()
+    one = hand.claim(watched)
+    assert one is not None
+    experiment_id = hand.begin(one)
+    for _ in range(5):
+        watched.turn()
+    assert not listed.told and not early.told  # nobody overtakes the first of them
+    hand.end(watched, one, experiment_id)
+    turns(watched, lambda: listed.told)
+    told = listed.told[0]
+    assert told.reference["RATE"] == 1.0 and told.brief.current_config["RATE"] == 1.0
+    assert told.brief.best_result is not None and told.brief.best_result.val_bpb == 1.4
+    assert [trial.status for trial in told.trials] == ["keep"]
+    assert told.charter.encode() == fleet_project.layout.program.read_bytes()
 
 
 def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
@@ -195,7 +218,7 @@ def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Proje
 def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> None:
     hand, thinker = Hands(fleet_project, "w0"), Thinker()
     watched = observer(fleet_project, thinker)
-    turns(watched, lambda: watched.history.has_reference(), hand)
+    turns(watched, lambda: watched.pool.thinking, hand)
     assert watched.pool.thinking == ["thinker"]
     watched.queue.add(idea(RATE=2.0), proposer="ada")
     turns(watched, lambda: watched.history.counted() == 2, hand)

@@ -12,6 +12,7 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import MutatorConfig
+from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
@@ -140,6 +141,50 @@ def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
     assert [one.title for one in answer.proposals] == ["fine"]
     assert "one kind" in answer.refused["two kinds"]
     assert len(answer.refused) == 3
+
+
+def test_an_idea_that_lost_a_field_is_taken_and_all_are_told(fleet_project: Project) -> None:
+    @dataclass
+    class Careless(Listed):
+        def propose(self, situation: Situation, count: int) -> Sequence[Any]:
+            answer = [{"title": "up", "config_overrides": {"RATE": 2.0}, "prediction": "lower"}]
+            return super().propose(situation, count) or (answer if len(self.told) == 1 else [])
+
+    hand, careless = Hands(fleet_project, "w0"), Careless(name="careless")
+    watched = observer(fleet_project, careless)
+    seen: list[str] = []
+    turns(watched, lambda: seen.extend(watched.status.problems) or len(careless.told) > 2, hand)
+    assert "proposer careless: 'up' was taken without prediction ('lower' is no obj" in seen[0]
+    assert "taken without prediction" in careless.told[1].refused["up"]
+    assert not careless.told[2].refused and not watched.status.problems
+
+
+def test_the_hint_of_a_failure_is_whole_however_long_the_failure(clock: Clock) -> None:
+    error = AutohypothesisError("it said " + "x " * 5000 + "quota is gone", hint="h" * 400)
+    pool = ProposerPool([broken(error)])
+    ask(pool)
+    (answer,) = answered(pool)
+    assert answer.problem.endswith("quota is gone; " + "h" * 400) and len(answer.problem) < 800
+
+
+def test_a_stand_in_is_asked_when_others_fail_or_have_nothing_or_think_for_a_minute(
+    clock: Clock,
+) -> None:
+    @dataclass
+    class StandIn(Listed):
+        fills_in: bool = True
+
+    thinker, stand_in = Thinker(), StandIn(name="search")
+    pool = ProposerPool([thinker, stand_in])
+    ask(pool)
+    assert pool.next_to_ask(1, device_idle=True) is None
+    clock.now += 61
+    assert pool.next_to_ask(1, device_idle=False) is None
+    assert pool.next_to_ask(1, device_idle=True) == "search"
+    thinker.done.set()
+    answered(pool)
+    pool.record_answer_outcome("thinker", 0, {})
+    assert pool.next_to_ask(1, device_idle=False) == "search"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

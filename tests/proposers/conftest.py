@@ -65,7 +65,7 @@ class Project:
             min_delta=self.min_delta, reference=dict(self.reference), sources=dict(self.sources),
             knobs=dict(self.knobs), steering=self.steering, trials=tuple(self.trials),
             open=tuple(self.open), closed=tuple(self.closed), brief=Brief(generated_at=now()),
-            refused=dict(self.refused), code_hash=self.code,
+            refused=dict(self.refused), code_hash=self.code, charter="at most 39 GB\r\n",
         )  # fmt: skip
 
     def baseline(self) -> Project:

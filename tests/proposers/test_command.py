@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -60,6 +61,7 @@ def test_a_program_is_told_the_situation_and_its_lines_become_proposals(
     assert second.patch and second.rationale == "because"
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["count"] == 5 and told["reference"]["DEPTH"] == 3 and told["errors"] == []
+    assert told["charter"] == situation.charter == "at most 39 GB\r\n"
     assert told["knobs"]["DEPTH"]["high"] == 12 and "title" in told["schema"]["properties"]
     assert {"brief", "steering", "trials", "refused", "open", "sources"} <= set(told)
 
@@ -98,6 +100,26 @@ def test_bad_lines_are_returned_once_with_the_reason(
     assert "did you mean 'config_overrides'" in corrected.rationale
     assert "no JSON" in corrected.rationale
     assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_a_wrong_field_costs_that_field_and_the_idea_stays(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    proposer = program(
+        "open('calls', 'a').write('x')\n"
+        "say(title='deeper', config_overrides={'DEPTH': 4}, prediction='it falls')\n"
+        "say(title='wider', config_overrides={'ASPECT_RATIO': 48}, priority='high', why='so',\n"
+        "    prediction={'delta': -0.01, 'confidence': 90}, rationale='r' * 5000)\n"
+        "say(config_overrides={'DEPTH': 5})\n"
+    )
+    deeper, wider, untitled = proposer.propose(situation, 5)
+    assert deeper.prediction is None and list(deeper.left_out) == ["prediction"]
+    assert "'it falls' is no object with delta and confidence" in deeper.left_out["prediction"]
+    assert wider.prediction is not None and wider.prediction.delta == -0.01
+    assert wider.config_overrides == {"ASPECT_RATIO": 48} and len(wider.rationale) == 4000
+    assert set(wider.left_out) == {"why", "priority", "prediction.confidence", "rationale"}
+    assert untitled.title == "DEPTH = 5" and untitled.left_out == {"title": "field required"}
+    assert (tmp_path / "calls").read_text() == "x"
 
 
 def test_a_failed_correction_costs_the_bad_lines_only(program: Program, situation: Any) -> None:
@@ -304,12 +326,23 @@ def test_lines_are_read_as_models_write_them(text: str) -> None:
         ('{"title": "a", "patch": "x", "instructions": "y"}', "one kind"),
         ('{"title": "a", "config_overrides": {"X": "\\ud800"}}', "no JSON"),
         ('{"title": "a", "patchs": "x"}', "did you mean 'patch'"),
+        ('{"title": "a", "config_overrides": {"X": 1}, "pach": "x"}', "did you mean 'patch'"),
+        ('{"title": "a", "prediction": "better"}', "nothing: .*; prediction: 'better' is no"),
         ("[" * 100_000, "no JSON"),
     ],
 )
 def test_a_bad_line_has_a_reason(line: str, reason: str) -> None:
     good, bad = read_answer(line)
-    assert not good and reason in bad[0].reason
+    assert not good and re.search(reason, bad[0].reason)
+
+
+def test_the_manual_has_every_key_of_the_question_and_no_other(situation: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text(encoding="utf-8")
+    table = page.split("### A proposer of your own")[1].split("| key |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    told = document_of(situation, 3)
+    assert list(rows) == list(told)
+    assert set(re.findall(r"`(\w+)`", rows["trials"])) == set(told["trials"][0])  # type: ignore[index]
 
 
 def test_the_document_stays_small_whatever_the_history(project: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.proposers.command import Command
-from autohypothesis.proposers.configured import Inbox, configured
+from autohypothesis.proposers.configured import Inbox, configured, of_search
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Proposal
 from autohypothesis.testing import ProposerSuite
@@ -66,6 +66,22 @@ def test_proposers_are_asked_in_the_order_of_their_names_each_once(
     words: list[str], names: list[str], tmp_path: Path
 ) -> None:
     assert [made.name for made in configured(words, mix=0.3, root=tmp_path)] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["command:llm"], ["command:llm", "search"]),
+        (["command:llm", "inbox"], ["command:llm", "inbox"]),
+        (["inbox"], ["inbox"]),
+        (None, ["search"]),
+    ],
+)
+def test_search_stands_in_for_a_program_unless_the_user_says_who_does(
+    words: list[str] | None, names: list[str], tmp_path: Path
+) -> None:
+    made = of_search(None, words, mix=None, root=tmp_path)
+    assert [proposer.name for proposer in made] == names
 
 
 class Constant:

@@ -22,15 +22,13 @@ from pydantic import ValidationError
 from autohypothesis.engine.constants import same
 from autohypothesis.engine.task import Constraint, Knob
 from autohypothesis.errors import RecordError
+from autohypothesis.fleet.live.charter import LIMIT, MEMORY
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import FileStamp, file_stamp, read_bytes
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Setting, Steering, did_you_mean, finite
 
-LIMIT = 1024 * 1024
-"""Bytes of a page that a person wrote."""
-MEMORY = "peak_vram_mb"
 _OPENING = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?:ya?ml[ \t]+)?steering[ \t]*")
 
 

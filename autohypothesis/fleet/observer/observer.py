@@ -40,6 +40,7 @@ from autohypothesis.fleet.observer.search_state import ExperimentIndex, Referenc
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.plain import shortened
 from autohypothesis.records.files import file_stamp
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.problems import problem_lines
@@ -52,6 +53,7 @@ IDLE_TURN_INTERVAL_S = 1.0
 DAMAGE_CHECK_S = 5.0
 """Interval of checking for damaged files of the queue."""
 ENDED = ("finished", "failed", "stopped")
+MAX_PROBLEM_CHARS = 1_500
 
 
 class Observer:
@@ -345,7 +347,7 @@ class Observer:
         count = max(self.available.capacity - len(pending), len(idle))
         if room is not None:
             count = min(count, room - len(pending))
-        self.proposals.ask(count, device_idle=bool(idle), brief=self.publishing.brief)
+        self.proposals.ask(count, device_idle=bool(idle), brief=self.publishing.complete_brief)
 
     def _start_background_tasks(self) -> None:
         self.background.turn()
@@ -407,7 +409,7 @@ class Observer:
             *([self.background.problem] if self.background.problem else []),
             *(self.reporter.problems if self.reporter else []),
         ]
-        return [line[:500] for line in lines[:30]]
+        return [shortened(line, MAX_PROBLEM_CHARS) for line in lines[:30]]
 
     def _damaged(self) -> list[str]:
         """Return the damaged files of the queue; a look opens each, so not every turn."""

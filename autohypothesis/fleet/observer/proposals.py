@@ -6,7 +6,7 @@ asked when those before them failed, had too few ideas, or are still busy while 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Thread
@@ -27,8 +27,9 @@ from autohypothesis.errors import (
 )
 from autohypothesis.fleet.live.steering import current_steering
 from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
-from autohypothesis.fleet.proposing import Proposer, Situation, Stoppable
+from autohypothesis.fleet.proposing import AskedEarly, FillsIn, Proposer, Situation, Stoppable
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.plain import shortened
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.ledger import latest_tag
@@ -37,9 +38,11 @@ from autohypothesis.schema import Brief, Hypothesis, Proposal
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 MAX_ERROR_CHARS = 300
-"""Characters of the message of a proposer that failed."""
+"""Characters of the message of a proposer that failed; its hint comes after them."""
 MAX_REFUSALS = 50
 """Refusals that a proposer is told of."""
+THINKING_S = 60.0
+"""Seconds that an idle device waits for a proposer before another one fills in."""
 MAX_UNUSABLE_ANSWERS = 3
 """Answers in a row, on the same evidence, of which nothing could be used."""
 
@@ -56,6 +59,8 @@ class ProposerAnswer:
     proposals: tuple[Proposal, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     """Title -> reason, of what is no proposal at all."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Title -> the fields that were left out, with the reason."""
     problem: str = ""
     """Error message; empty when it did not fail."""
 
@@ -66,11 +71,14 @@ class _Member:
 
     proposer: Proposer
     thinks: bool = False
+    asked_at: float = 0.0
     pause: float = 0.0
     next_attempt_at: float = 0.0
     problem: str = ""
     """Error message of its last answer, for which it waits; empty when it had no ideas."""
     refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Of its last answer, as in `ProposerAnswer`."""
     unusable_answers: int = 0
     """Since the last decision, or the last idea that was taken."""
 
@@ -89,27 +97,35 @@ class ProposerPool:
         self._members = {proposer.name: _Member(proposer) for proposer in proposers}
         self._answers: SimpleQueue[ProposerAnswer] = SimpleQueue()
 
-    def next_to_ask(self, count: int, *, device_idle: bool) -> str | None:
+    def next_to_ask(self, count: int, *, device_idle: bool, has_results: bool = True) -> str | None:
         """Return the first that can answer.
 
         Args:
             device_idle: a device has nothing to do, so nobody waits for one that still thinks.
+            has_results: the baseline is decided. Before that, those are asked that are content
+                with its settings, as long as no other comes before them.
         """
         if count <= 0:
             return None
+        now, asked_at = monotonic(), float("-inf")
         for name, member in self._members.items():
+            if not has_results and not isinstance(member.proposer, AskedEarly):
+                return None
             if member.thinks:
                 if not device_idle:
                     return None
-            elif member.next_attempt_at <= monotonic():
-                return name
+                asked_at = member.asked_at
+            elif member.next_attempt_at <= now:
+                fills_in = isinstance(member.proposer, FillsIn) and member.proposer.fills_in
+                if not fills_in or now - asked_at >= THINKING_S:
+                    return name
         return None
 
     def ask(self, name: str, situation: Situation, count: int) -> None:
         """Ask one proposer for `count` ideas."""
         member = self._members[name]
-        member.thinks = True
-        asked = replace(situation, refused=dict(member.refused))
+        member.thinks, member.asked_at = True, monotonic()
+        asked = replace(situation, refused={**member.left_out, **member.refused})
         Thread(
             target=self._think,
             args=(member.proposer, name, asked, count),
@@ -128,6 +144,7 @@ class ProposerPool:
         for answer in answers:
             member = self._members[answer.proposer]
             member.thinks, member.problem = False, answer.problem
+            member.left_out = answer.left_out
             if member.problem:
                 member.wait_longer()
         return answers
@@ -177,9 +194,14 @@ class ProposerPool:
         return [name for name, member in self._members.items() if member.thinks]
 
     def problems(self) -> list[str]:
-        """Return which proposers failed, how, and when they are asked again."""
+        """Return which proposers failed, how, and when they are asked again; and wrong fields."""
         now = monotonic()
-        return [
+        lines = [
+            f"proposer {name}: {title!r} {reason}"
+            for name, member in self._members.items()
+            for title, reason in list(member.left_out.items())[:1]
+        ]
+        return lines + [
             f"proposer {name} failed: {member.problem}; asked again in"
             f" {max(0.0, member.next_attempt_at - now):.0f} s"
             for name, member in self._members.items()
@@ -191,10 +213,10 @@ class ProposerPool:
         try:
             answer = _parse_proposals(name, proposer.propose(situation, count), count)
         except AutohypothesisError as error:
-            answer = ProposerAnswer(name, problem=str(error)[:MAX_ERROR_CHARS])
+            answer = ProposerAnswer(name, problem=_problem_of(error))
         except Exception as error:  # a third party's code: anything it raises is its failure
             answer = ProposerAnswer(
-                name, problem=f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
+                name, problem=shortened(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
             )
         finally:
             self._answers.put(answer)
@@ -205,11 +227,23 @@ def _parse_proposals(name: str, ideas: Sequence[object], count: int) -> Proposer
     refused: dict[str, str] = {}
     for idea in list(ideas)[:count]:
         try:
-            proposals.append(Proposal.model_validate(idea, from_attributes=False))
+            proposals.append(Proposal.read(idea))
         except ValidationError as error:
             title = idea.get("title") if isinstance(idea, dict) else getattr(idea, "title", None)
             refused[str(title or f"idea {len(refused) + 1}")[:200]] = faults_in(error)
-    return ProposerAnswer(name, tuple(proposals), refused)
+    left_out = {idea.title: _without(idea.left_out) for idea in proposals if idea.left_out}
+    return ProposerAnswer(name, tuple(proposals), refused, left_out)
+
+
+def _problem_of(error: AutohypothesisError) -> str:
+    """Return the message of a bounded length, and the hint whole."""
+    problem = shortened(error.problem, MAX_ERROR_CHARS)
+    return f"{problem}; {error.hint}" if error.hint else problem
+
+
+def _without(left_out: Mapping[str, str]) -> str:
+    reasons = "; ".join(f"{field} ({reason})" for field, reason in left_out.items())
+    return f"was taken without {reasons}"
 
 
 def needs_implementing(hypothesis: Hypothesis, task: Task) -> bool:
@@ -239,8 +273,13 @@ class ProposalIntake:
         return name in self._validated and not needs_implementing(hypothesis, self.task)
 
     def ask(self, count: int, *, device_idle: bool, brief: Brief | None) -> None:
-        """Ask a proposer, if any can answer; none before the reference's settings are known."""
-        name = self.pool.next_to_ask(count, device_idle=device_idle)
+        """Ask a proposer, if any can answer; none before the reference's settings are known.
+
+        Args:
+            brief: None before the baseline is decided.
+        """
+        has_results = brief is not None
+        name = self.pool.next_to_ask(count, device_idle=device_idle, has_results=has_results)
         if name is not None and self.state is not None and self.state.is_ready:
             self.pool.ask(name, self.state.situation(self.queue, brief), count)
 
@@ -265,6 +304,11 @@ class ProposalIntake:
         self.proposed += len(lines)
         self.refused += len(refused)
         self.pool.record_answer_outcome(name, len(lines), refused)
+        lines += [
+            f"an idea of {name}, {title!r}, {reason}"
+            for title, reason in answer.left_out.items()
+            if title not in refused
+        ]
         return lines + [
             f"refused an idea of {name}, {title!r}: {reason}" for title, reason in refused.items()
         ]

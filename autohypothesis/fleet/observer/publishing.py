@@ -58,14 +58,15 @@ class Publishing:
         """Rows of the tag; a new list whenever the ledger was written."""
         self._best: Mapping[str, Any] | None = None
         self._brief = BriefPublisher(project, queue)
+        self._is_complete = False
         self._ledger: FileStamp | None = None
         self._due = dict.fromkeys(PAUSES_S, 0.0)
         self._learnt_from: tuple[object, ...] = ()
 
     @property
-    def brief(self) -> Brief | None:
-        """The last one that was published."""
-        return self._brief.brief
+    def complete_brief(self) -> Brief | None:
+        """Return the last one that was published; None before there is a reference to tell of."""
+        return self._brief.brief if self._is_complete else None
 
     def best(self, fields: Sequence[str] = BEST) -> dict[str, Any] | None:
         """Return the best kept experiment, as the status shows it."""
@@ -88,6 +89,9 @@ class Publishing:
             LockError, RecordError: something cannot be written now.
         """
         settings = (state.reference.settings if state is not None else None) or {}
+        has_reference = self.index.history.has_reference()
+        if has_reference and not self._is_complete:
+            self._due["brief"] = 0.0  # proposers wait for it
         due = [name for name, at in self._due.items() if all or time.monotonic() >= at]
         for name in due:
             started = time.monotonic()
@@ -103,6 +107,7 @@ class Publishing:
                     others=others,
                 ) and (manifest := read_manifest(self.project.layout)):
                     write_assignments(self.project, self.queue, manifest)
+                self._is_complete = has_reference
             elif name == "summary":
                 best = self.best(BEST_IN_SUMMARY)
                 write_summary(self.project.layout, available, best)

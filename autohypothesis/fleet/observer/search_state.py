@@ -18,6 +18,7 @@ from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.live.charter import read_charter
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.fleet.queue.states import Queue
@@ -290,6 +291,7 @@ class SearchState:
             open=tuple(hypothesis.model_copy(deep=True) for hypothesis in queue.open()),
             closed=tuple(each.model_copy(deep=True) for each in queue.done()[-RECENT:]),
             brief=brief.model_copy(deep=True) if brief else Brief(generated_at=now()),
+            charter=read_charter(project.layout),
         )
 
     def _trials(self) -> Iterator[Trial]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.live.charter import unbound_limits
 from autohypothesis.fleet.live.presence import (
     COURIER,
     ENDED_STATES,
@@ -233,6 +234,7 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
     alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
     look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
+    look.needs += map(Notice, unbound_limits(layout))
     look.note_refused(layout.inbox_refused, "not taken")
     look.note_refused(layout.conflicts, "not taken, delete it when you have read this")
     look.note_damaged()

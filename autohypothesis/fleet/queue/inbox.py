@@ -3,7 +3,7 @@
 A file holds one proposal or a list of them. It is taken by rename; then an id is reserved for each
 proposal and written down beside it, then they are added, then it is removed. So a kill at any
 instant loses none and doubles none: the next look goes on where this one stopped. What cannot be
-taken goes to `refused/`, with the reason in `<name>.reason`.
+taken, an idea or a field of one, goes to `refused/`, with the reason in `<name>.reason`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _ReservedIds(BaseModel):
     file: str
     claims: dict[str, Proposal] = {}
     refused: list[tuple[Any, str]] = []
-    """Entries that are no proposal, each with the reason."""
+    """Entries that are no proposal, and fields that a proposal lost, each with the reason."""
 
 
 class _Inbox:
@@ -132,6 +132,11 @@ class _Inbox:
                 continue
             identifier = self.queue.reserve()
             reserved.claims[identifier] = proposal
+            if left_out := proposal.left_out:
+                lost = {name: idea[name] for name in idea if name in left_out}
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+                without = f"is queued as {identifier}, without what is wrong ({reasons})"
+                reserved.refused.append((lost or idea, without))
             self._known().setdefault(proposal.source_id, identifier)
         ids = taken.with_suffix(_IDS)
         write_json(ids, reserved)
@@ -162,7 +167,7 @@ class _Inbox:
         if not isinstance(idea, dict):
             raise ValueError(f"is {type(idea).__name__}, no hypothesis")
         try:
-            proposal = Proposal.model_validate(_without_foreign_keys(idea))
+            proposal = Proposal.read(_without_foreign_keys(idea))
         except ValidationError as error:
             raise ValueError(faults_in(error)) from error
         first = self._known().get(proposal.source_id) if proposal.source_id else None
