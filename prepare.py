@@ -770,8 +770,13 @@ class Tokenizer:
 # Preparing
 
 
-def prepare(profile: Profile, cache: Path, workers: int = 8) -> Prepared:
-    """Makes the folder of `profile`, or finishes or checks it, and makes it the active one."""
+def prepare(
+    profile: Profile, cache: Path, workers: int = 8, *, download: bool = True
+) -> Prepared | None:
+    """Makes the folder of `profile`, or finishes or checks it, and makes it the active one.
+
+    None, and nothing is changed, where it would have to be downloaded and may not be.
+    """
     kind, _, rest = profile.source.partition(":")
     settings: dict[str, Any] = {"format": FORMAT, "profile": asdict(profile)}
     documents: Callable[[], Iterator[Document]] | None = None  # of a local source
@@ -797,6 +802,8 @@ def prepare(profile: Profile, cache: Path, workers: int = 8) -> Prepared:
         try:
             prepared = read_folder(folder, verify=True)
         except NotPreparedError:
+            if documents is None and not download:
+                return None
             prepared = _finish(folder, profile, corpus)
         _write(cache / "active", folder.name + "\n")
     return prepared
@@ -1394,6 +1401,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--budget", type=float, metavar="SECONDS", help="of training")
     make.add_argument("--num-shards", type=int, metavar="N", help="to download; -1 is all")
     make.add_argument("--download-workers", type=int, metavar="N", help="default: 8")
+    make.add_argument("--no-download", action="store_true", help="only from text that is here")
     use = parser.add_argument_group("use what is prepared")
     what = use.add_mutually_exclusive_group()
     what.add_argument("--locate", action="store_true", help="describe the active data as JSON")
@@ -1458,8 +1466,12 @@ def _run(options: argparse.Namespace) -> None:
     elif options.unpack:
         _say("unpacked", unpack(Path(options.unpack).absolute(), cache_folder()))
     else:
-        profile = _chosen_profile(options)
-        _say("prepared", prepare(profile, cache_folder(), options.download_workers or 8))
+        profile, workers = _chosen_profile(options), options.download_workers or 8
+        prepared = prepare(profile, cache_folder(), workers, download=not options.no_download)
+        if prepared is None:
+            print(f"not prepared: {profile.source} is downloaded; the same without --no-download")
+            return
+        _say("prepared", prepared)
         print("next: python train.py")
 
 

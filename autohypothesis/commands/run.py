@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from enum import Enum
@@ -47,7 +48,9 @@ EXIT_CRASH, EXIT_DEADLINE = 1, 2
 @app.command("run-experiment", cls=PublishedExitCodes)
 def run_experiment(
     repo: Repo = HERE,
-    log: Annotated[Path | None, Option(help="Copy the training's log there as well.")] = None,
+    log: Annotated[
+        Path | None, Option(help="Copy the training's log there as well, relative to --repo.")
+    ] = None,
     set_: Settings = None,
     patch: Annotated[Path | None, Option(help="Apply a unified diff to the reference.")] = None,
     baseline: Annotated[bool, Option("--baseline", help="Run the reference as it stands.")] = False,
@@ -95,8 +98,9 @@ def run_experiment(
         )
         _replicate(repo, tag, replicate)
         return
-    if log is not None and not log.absolute().parent.is_dir():
-        raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
+    log = log and repo.absolute() / log
+    if log is not None and not log.parent.is_dir():
+        raise UsageError(f"--log {log}: there is no folder {log.parent}")
     project = open_project(repo, task=task, tag=tag)
     with whole_or_nothing(project.repository, project.layout):
         project = project.with_tag(tag)
@@ -179,7 +183,8 @@ def _print_line(project: Project, finished: Outcome, log: Path | None = None) ->
     """Print the published line on stdout, before anything else can go wrong."""
     result, path = finished.result, project.layout.run(finished.experiment_id).log
     if log is not None and path.exists():
-        path = Path(shutil.copyfile(path, log))
+        shutil.copyfile(path, log)
+        path = Path(os.path.abspath(log))  # a name without `..`, for whoever reads the line
     fields = (
         _field(result.metric_value, 6),
         _field(result.metrics.peak_vram_mb, 1),

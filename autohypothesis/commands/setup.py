@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from itertools import count
@@ -36,7 +37,13 @@ def setup(
         ),
     ] = None,
     source: Annotated[str | None, Option(help="Of text: stdlib, path:GLOB, a known name.")] = None,
-    skip_data: Annotated[bool, Option("--skip-data", help="Look at the environment only.")] = False,
+    skip_data: Annotated[
+        bool,
+        Option(
+            "--skip-data",
+            help="Download nothing; with an option for the data, use the text that is here.",
+        ),
+    ] = False,
     folder: Annotated[
         Path | None, Option("--dir", help="The repository, as published scripts name it.")
     ] = None,
@@ -56,19 +63,18 @@ def setup(
     if folder is not None and given is not None and folder.absolute() != given.absolute():
         raise UsageError(f"--dir {folder} and --repo {given} name two repositories")
     options = prepare_options(profile, seq_len, source)
-    if skip_data and options:
-        raise UsageError(f"--skip-data leaves nothing for {', '.join(options[::2])}")
     project = Project.open(folder or repo)
     require(machine_checks(inspect_machine(project.layout.root)))
     say("environment: in order")
-    if not skip_data:
-        _prepare(project, options)
+    if options or not skip_data:
+        _prepare(project, options, download=not skip_data)
     remark("next: python orchestrator.py run-loop --max 20")
 
 
-def _prepare(project: Project, options: list[str]) -> None:
+def _prepare(project: Project, options: list[str], *, download: bool) -> None:
     """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
     from autohypothesis.engine.inputs import (
+        NO_DOWNLOAD,
         SCRIPT,
         find_inputs,
         makes_inputs,
@@ -80,11 +86,15 @@ def _prepare(project: Project, options: list[str]) -> None:
     root, task = project.layout.root, project.task
     script = root / SCRIPT
     inputs = find_inputs(task, root, pins={})
+    if isinstance(inputs, LaunchError) and not download:
+        words = shlex.join(["setup", *options])
+        remark(f"data: none here yet, and none was made: python orchestrator.py {words}")
+        return
     due = isinstance(inputs, LaunchError) or (script.is_file() and not makes_inputs(task))
     if options or (due and script.is_file()):
         if script.is_file() and not has_option(script, "--locate") and not options:
             remark(f"{script} is not ours: running it as it is")
-        run_prepare(root, options)
+        run_prepare(root, options if download else [*options, NO_DOWNLOAD])
         inputs = find_inputs(task, root, pins={})
     if isinstance(inputs, LaunchError):
         raise inputs

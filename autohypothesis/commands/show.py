@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from autohypothesis.commands.app import HERE, ExperimentId, Json, Repo, Tag, app
 from autohypothesis.commands.common import (
@@ -329,7 +329,8 @@ def show_results(
 ) -> None:
     """What a search found in all: start, best, the gain of each kept step, keep rate, hours.
 
-    Without a ledger a results.tsv of any other loop is read; what it cannot tell is null.
+    Without a ledger a results.tsv of any other loop is read; what it cannot tell is null. Exits 1
+    where there is no result yet.
     Example: `orchestrator.py show-results --top 5 --kept-only`
     """
     from autohypothesis.terminal.experiments import results_page
@@ -339,7 +340,9 @@ def show_results(
         print_json(results.as_dict(top, kept_only=kept_only))
     elif not results.experiments:
         remark("nothing is decided yet; start: python orchestrator.py run-loop")
-    else:
+    if not results.experiments:
+        raise Exit(1)
+    if not as_json:
         out().print(results_page(results, top, kept_only=kept_only))
         for note in results.notes:
             remark(f"note: {results.source}: {note}")

@@ -354,18 +354,17 @@ def _metrics(
 
 
 def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float | None:
-    """Return the peak as the shim measured it: on a GPU its memory, on a CPU the resident set.
+    """Return the peak that is recorded: on a GPU what the shim measured of its memory; on a CPU
+    what the script printed of itself, unless a limit of the task is held against it.
 
-    Of a script on a CPU of which nothing is known but its log, the printed value stands, as it
-    always has; unless a limit of the task is held against it.
+    Without a printed value, or under a limit, it is the resident set as the shim measured it.
     """
     on_gpu = record.device.get("kind") == "cuda"
     measured = record.peak_vram_mb if on_gpu else record.peak_rss_mb
     limited = "peak_vram_mb" in spec.task.constraints
     if printed is None or limited:
         return measured
-    as_printed = spec.task.scorer.type == "log" and not on_gpu
-    return printed if as_printed or measured is None else measured
+    return measured if on_gpu and measured is not None else printed
 
 
 # ── runs that no process waits for ──────────────────────────────────────────────────────────

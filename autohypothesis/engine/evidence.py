@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autohypothesis.engine.collect import finish_collection
 from autohypothesis.engine.experiment import RunSpec, replicate_seed
@@ -174,7 +174,7 @@ def gather(
         failure_detail=result.failure_detail,
         lines_changed=None if added is None or removed is None else added - removed,
         constraints=_stricter(task.constraints, limits or {}),
-        metrics=result.metrics.model_dump(),
+        metrics=_metrics_under_limits(task, result),
         base_is_reference=base == reference,
         is_baseline=unchanged and not repeated and not kept,
         is_replicate=repeated or unchanged,
@@ -224,6 +224,17 @@ def _may_retry(past: DecisionHistory, hypothesis_id: str, result: Result) -> boo
         lost = past.with_reason(hypothesis_id, "infra")
         return sum(not is_interruption(decision.detail) for decision in lost) < MAX_INFRA_RETRIES
     return True
+
+
+def _metrics_under_limits(task: Task, result: Result) -> dict[str, Any]:
+    """Return the metrics that limits are held against: where an evaluator scores, the resident set
+    counts if it is larger than what the script printed of itself."""
+    metrics = result.metrics.model_dump()
+    printed, resident = finite(metrics.get("peak_vram_mb")), finite(metrics.get("peak_rss_mb"))
+    on_gpu = part_of(result.evidence, "device").get("kind") == "cuda"
+    if task.scorer.type == "model" and not on_gpu and printed is not None and resident is not None:
+        metrics["peak_vram_mb"] = max(printed, resident)
+    return metrics
 
 
 def _stricter(

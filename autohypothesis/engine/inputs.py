@@ -196,6 +196,10 @@ def _last_object(text: str) -> Any:
 SCRIPT = "prepare.py"
 
 
+NO_DOWNLOAD = "--no-download"
+"""Option of our prepare.py: only from text that is on this machine."""
+
+
 def prepare_options(
     profile: str | None = None,
     seq_len: int | None = None,
@@ -234,7 +238,8 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
     if options and not ours:
         why = "is not ours" if script.is_file() else "is not there"
         raise UsageError(
-            f"{script} {why}, and takes no {', '.join(options[::2])}",
+            f"{script} {why}, and takes no"
+            f" {', '.join(word for word in options if word.startswith('--'))}",
             hint="leave the options out; a script of your own is then run as it is",
         )
     if not script.is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import program
+from autohypothesis.engine.candidate import settings_of, spec_of
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.experiment import Experiment, metadata_of, spec_for
@@ -37,7 +38,7 @@ from autohypothesis.records.files import read_bytes, read_object, write_atomic
 from autohypothesis.records.git import SALVAGE, experiment_ref
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
-from autohypothesis.schema import Decision, FailureKind
+from autohypothesis.schema import Decision, FailureKind, Metrics
 
 TITLE_LIMIT = 200
 MAX_TRIALS = 20
@@ -231,37 +232,56 @@ def _is_link_to_git(path: Path, content: bytes) -> bool:
 
 
 class RecordedRefusalError(ChangeError):
-    """A change was refused, and has its record."""
+    """A change was refused before it ran, and has its record under `experiment_id`."""
+
+    def __init__(self, experiment_id: str, refusal: AutohypothesisError) -> None:
+        super().__init__(f"{experiment_id}: {refusal.problem}", hint=refusal.hint)
+        self.experiment_id = experiment_id
 
 
 def record_refusal(
-    project: Project, experiment: Experiment, error: AutohypothesisError, mutator: Mutator | None
+    project: Project,
+    experiment: Experiment,
+    error: AutohypothesisError,
+    mutator: Mutator | None,
+    *,
+    every: bool,
 ) -> RecordedRefusalError | None:
     """Write the bundle of a change that was refused before it ran.
 
-    A loop over a task's own program has one record for each time that the program ran. None if
+    A candidate that can be seen to fail, by its syntax or at its import, has crashed like one that
+    failed in its run. With `every` other refusals are recorded too: a loop over a task's own
+    program has one record for each time that the program ran. None where nothing is recorded, or
     the error says nothing about the change.
 
     Raises:
         RecordError: the disk is full.
     """
     kind = _kind_of_refusal(error)
-    if kind is None:
+    has_crashed = kind == "code_error" and isinstance(error, PreflightError)
+    if kind is None or not (every or has_crashed):
         return None
-    name, base = experiment.experiment_id, experiment.base
+    name, base, repository = experiment.experiment_id, experiment.base, project.repository
     mutation = mutator.made if mutator else {}
     run = project.layout.run(name)
-    commit = project.repository.read_ref(experiment_ref(name)) or base
+    commit = repository.read_ref(experiment_ref(name)) or base
     title = experiment.title or str(mutation.get("note") or "")
     spec = spec_for(experiment, project.task, commit, parent_commit=base, title=title)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    sandbox = str(mutation.get("sandbox") or "")
     # Without a diff: what was refused once may come again, and is no duplicate then.
     unknown: dict[str, Any] = {"lines_added": None, "lines_removed": None}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if has_crashed:
+        config = settings_of(repository, project.task, commit)
+        spec, unknown = spec_of(repository, project.task, experiment, commit, config), {}
+        write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"))
+        bundles.write_config(run, spec.config)
+        write_atomic(run.log, f"{error.problem}\n".encode("utf-8", "replace"))
+    sandbox = str(mutation.get("sandbox") or "")
     bundles.write_metadata(run, metadata_of(spec, sandbox=sandbox, **unknown))
-    failure = Failure(kind, error.problem)
-    bundles.write_result(run, result_of(spec, None, failure, "", {"mutation": dict(mutation)}))
-    return RecordedRefusalError(f"{name}: {error.problem}", hint=error.hint)
+    failure, evidence = Failure(kind, error.problem), {"mutation": dict(mutation)}
+    nothing = Metrics.model_validate({"wall_seconds": 0.0, "cpu_seconds": 0.0})
+    bundles.write_result(run, result_of(spec, None, failure, "", evidence, nothing))
+    return RecordedRefusalError(name, error)
 
 
 def _kind_of_refusal(error: AutohypothesisError) -> FailureKind | None:

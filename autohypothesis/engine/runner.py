@@ -37,7 +37,7 @@ from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.logs import parse_summary
-from autohypothesis.engine.mutator import Mutator, record_refusal
+from autohypothesis.engine.mutator import Mutator, RecordedRefusalError, record_refusal
 from autohypothesis.engine.project import Project, is_running, run_ids
 from autohypothesis.engine.scoring import TAIL_BYTES, contradiction
 from autohypothesis.engine.task import BY_HAND
@@ -102,7 +102,7 @@ def run(
         resources: what to run on; default: what the task says, else whichever is free.
 
     Raises:
-        ChangeError, PreflightError: the change is refused; nothing was run.
+        ChangeError, ProgramUnavailableError: the change is refused; nothing was run.
         LeaseError: every device is held.
         UnwritableError: the run could not be recorded; nothing was begun.
     """
@@ -116,6 +116,9 @@ def run(
             watch.preparing(experiment.title)
             spec = plan(project, experiment, worker, executor, resources=resources)
             return execute(project, executor, [spec], watch)[0]
+        except RecordedRefusalError as refused:
+            name = refused.experiment_id
+            return Outcome(name, load(Result, layout.run(name).result))
         finally:
             watch.ended()
 
@@ -203,12 +206,14 @@ def plan(
     Args:
         workspace: the worktree to prepare in; default: the worker's own, which then must be free.
         resources: what to run on; default: what the task says, else whichever is free.
-        record_refused: leave a bundle of a refused change, to be decided like any other.
+        record_refused: leave a bundle of every refused change, to be decided like any other; else
+            only of a candidate that can be seen to fail.
         cancelled: whether a program that makes the change is to be ended, and all forgotten.
         check: raises ChangeError for a candidate that may not run.
 
     Raises:
-        ChangeError, PreflightError: the change is refused (`RecordedRefusalError`: on record).
+        ChangeError, PreflightError: the change is refused (`RecordedRefusalError`: on record, as a
+            candidate that does not parse or import always is).
         LeaseError: every device is held.
     """
     resources = resources or Resources()
@@ -249,10 +254,8 @@ def plan(
         )  # fmt: skip
         check(spec)
     except BaseException as error:
-        if (
-            record_refused
-            and isinstance(error, AutohypothesisError)
-            and (refused := record_refusal(project, experiment, error, mutator))
+        if isinstance(error, AutohypothesisError) and (
+            refused := record_refusal(project, experiment, error, mutator, every=record_refused)
         ):
             raise refused from error
         forget(project, experiment.experiment_id)

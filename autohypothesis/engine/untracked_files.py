@@ -201,7 +201,7 @@ FRESH_S = 900.0
 REGENERATED_PATTERNS = (
     "**/__pycache__", "**/*.pyc", "**/.venv", "**/venv", "**/node_modules", "**/.pytest_cache",
     "**/.mypy_cache", "**/.ruff_cache", "**/.hypothesis", "**/.ipynb_checkpoints", "**/*.egg-info",
-    "**/.DS_Store", "**/.idea", "**/.vscode", ".worktreeinclude", "run.log",
+    "**/.DS_Store", "**/.idea", "**/.vscode", ".worktreeinclude", "*.log",
 )  # fmt: skip
 """Made by tools themselves, in our patterns."""
 

@@ -42,11 +42,6 @@ def dirty(root: Path) -> None:
     (root / "train.py").write_text("RATE = 0.2\n")
 
 
-def broken(root: Path) -> None:
-    with (root / "train.py").open("a") as file:
-        file.write("def (\n")
-
-
 def foreign_ledger(root: Path) -> None:
     (root / "experiments.jsonl").write_text('{"mine": 1}\n')
 
@@ -77,7 +72,6 @@ def nothing(root: Path) -> None:
     ("before", "words", "named"),
     [
         (dirty, ("run-experiment",), "data.txt"),
-        (broken, ("run-experiment",), "train.py"),
         (nothing, ("run-experiment", "--set", "RAET=3"), "RATE"),
         (nothing, ("run-experiment", "--set", "SEED=1"), "SEED"),
         (nothing, ("run-experiment", "--set", "RATE=0.1"), "nothing"),
@@ -150,8 +144,7 @@ def test_what_another_process_does_there_meanwhile_is_left_alone(
         return real(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "plan", plan)
-    broken(foreign)
-    assert cli("run-experiment").returncode == 1
+    assert cli("run-experiment", "--set", "RATE=0.1").returncode == 1
     assert (layout.inbox / "idea.json").exists() and layout.manifest.exists()
 
 

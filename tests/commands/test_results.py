@@ -198,7 +198,7 @@ def test_a_tag_that_is_not_there_is_refused_with_those_that_are(cli: Cli) -> Non
 
 def test_before_the_first_experiment_it_says_how_to_begin(cli: Cli) -> None:
     answer = cli("show-results")
-    assert answer.returncode == 0 and "run-loop" in answer.stderr and not answer.stdout
+    assert answer.returncode == 1 and "run-loop" in answer.stderr and not answer.stdout
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

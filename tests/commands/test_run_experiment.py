@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.records.layout import Layout
 from tests.conftest import ROOT, Cli, Git, rows, wait_until
 
@@ -125,6 +126,33 @@ def test_two_ranks_that_print_one_value_have_one_value(cli: Cli, foreign: Path, 
     (foreign / "train.py").write_text('print("INFO:root:val_bpb: 1.5\\n" * 2)\n')
     git(foreign, "commit", "-qam", "two ranks")
     assert cli("run-experiment").stdout.startswith("1.500000\t")
+
+
+def test_a_log_is_copied_into_the_repository_that_was_named_and_its_path_is_absolute(
+    cli: Cli, foreign: Path, tmp_path: Path
+) -> None:
+    answer = cli("run-experiment", "--repo", f"../{foreign.name}", "--log", "f.log", cwd=foreign)
+    assert answer.stdout.split("\t")[3] == f"{foreign / 'f.log'}\n", answer.stderr
+    assert "val_bpb: 1.04" in (foreign / "f.log").read_text()
+
+
+def test_an_edit_that_does_not_parse_is_a_crash_like_any_other_and_holds_no_device(
+    cli: Cli, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run-experiment", "--settle").returncode == 0
+    monkeypatch.setattr(LocalExecutor, "submit", lambda *_: pytest.fail("a device was taken"))
+    edit(foreign, "RATE = 0.1", "RATE = = 0.1")
+    answer = cli("run-experiment", "--settle", "--desc", "a typo")
+    assert answer.returncode == 1 and "train.py line" in answer.stderr
+    value, memory, seconds, log = answer.stdout.rstrip("\n").split("\t")
+    assert (value, memory, seconds) == ("-", "-", "0.00")
+    assert "does not parse" in Path(log).read_text()
+    row = rows(cli)[-1]
+    assert (row["status"], row["failure_kind"], row["val_bpb"]) == ("crash", "code_error", None)
+    run = Layout(foreign).run(str(row["id"]))
+    assert "+RATE = = 0.1" in run.diff.read_text()
+    table = (foreign / "results.tsv").read_text().splitlines()
+    assert table[-1].split("\t")[1:] == ["0.000000", "0.0", "crash", "a typo"]
 
 
 def test_a_training_past_its_deadline_exits_two(cli: Cli, foreign: Path, tmp_path: Path) -> None:

@@ -205,8 +205,20 @@ def test_without_data_only_the_environment_is_looked_at(fresh: Path, cli: Cli) -
     answer = cli("setup", "--skip-data", cwd=fresh)
     assert answer.returncode == 0 and "environment: in order" in answer.stdout
     assert not (fresh.parent / "cache").exists()
-    answer = cli("setup", "--skip-data", "--seq-len", "16", cwd=fresh)
-    assert answer.returncode == 2 and "--seq-len" in answer.stderr
+
+
+def test_rows_of_another_length_are_made_from_text_that_is_here_without_a_download(
+    with_data: Path, cli: Cli, tmp_path: Path
+) -> None:
+    words = ("setup", "--skip-data", "--profile", "test", "--seq-len", "48")
+    answer = cli(*words, cwd=with_data, AUTORESEARCH_CACHE=str(tmp_path / "empty"))
+    assert answer.returncode == 0 and "setup --profile test --seq-len 48" in answer.stderr
+    assert not (tmp_path / "empty").exists()
+    answer = cli(*words, cwd=with_data)
+    assert answer.returncode == 0, answer.stderr
+    assert "profile test+seq48" in answer.stdout
+    answer = cli(*words, "--source", "tinystories", cwd=with_data)
+    assert answer.returncode == 0 and "not prepared: tinystories" in answer.stderr
 
 
 def test_an_environment_that_lacks_something_is_told_what(fresh: Path, program: Cli) -> None:

@@ -16,6 +16,7 @@ import pytest
 from autohypothesis.engine import evidence, runner
 from autohypothesis.engine.experiment import Executor, Experiment, RunSpec, RunState, metadata_of
 from autohypothesis.engine.local_executor import LocalExecutor
+from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import result_of_log
 from autohypothesis.engine.task import protected_blobs, task_hash
@@ -193,6 +194,9 @@ class Hands:
             return None
         try:
             experiment_id = self.begin(one)
+        except RecordedRefusalError as error:
+            observer.queue.finish(one.hypothesis_id, self.name)
+            return error.experiment_id
         except (ChangeError, PreflightError) as error:
             observer.queue.finish(
                 one.hypothesis_id, self.name, closed="abandoned", outcome=str(error)

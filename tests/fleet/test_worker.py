@@ -19,6 +19,7 @@ import pytest
 
 from autohypothesis.engine import devices, processes, runner
 from autohypothesis.engine.collect import collect_ended, uncollected
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Executor, Experiment, Resources, RunSpec
 from autohypothesis.engine.failures import CANCELLED
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -236,6 +237,18 @@ def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is
         assert json.loads(plan(f"{second}-2").read_text())["based_on_commit"] == commit
         assert not plan(f"{second}-1").exists()
         assert floor.is_running(f"{first}-1")
+
+
+def test_a_patch_that_does_not_parse_is_a_crash_in_the_record(floor: Floor) -> None:
+    base = floor.project.reference()
+    source = floor.project.repository.show_file(base, "train.py")
+    tree = floor.project.repository.tree_with(base, {"train.py": source + b"def (\n"})
+    (name,) = floor.propose(patch=floor.project.repository.diff(base, tree))
+    floor.works_off(name)
+    assert floor.closed(name).closed == "completed"
+    (decision,) = settle(floor.project, [f"{name}-1"], decided_by="t").decisions_or_raise()
+    assert (decision.decision_status, decision.reason) == ("crash", "code_error")
+    assert decision.base_commit == base and not floor.layout.run(f"{name}-1").shim.exists()
 
 
 def test_a_patch_cannot_touch_what_a_person_froze(floor: Floor) -> None:

@@ -19,6 +19,7 @@ from functools import partial
 from autohypothesis.engine import runner
 from autohypothesis.engine.candidate import settings_of
 from autohypothesis.engine.experiment import Experiment, Resources, RunSpec
+from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -170,6 +171,11 @@ class Preparation:
         """Return why the change was refused; empty where it was not, or something else failed."""
         refused = isinstance(self.error, (ChangeError, PreflightError))
         return str(self.error) if refused else ""
+
+    @property
+    def closed(self) -> Closed:
+        """Return how a refused hypothesis ends: one that has a record was completed."""
+        return "completed" if isinstance(self.error, RecordedRefusalError) else "abandoned"
 
     def steering_violation(self) -> str:
         """Return what today's steering forbids about the candidate, which the earlier one allowed.

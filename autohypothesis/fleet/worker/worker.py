@@ -255,7 +255,7 @@ class FleetWorker:
         spec = prepared.spec
         name = prepared.hypothesis.hypothesis_id
         if prepared.refusal:
-            self.claims.finish(name, "abandoned", prepared.refusal)
+            self.claims.finish(name, prepared.closed, prepared.refusal)
         else:
             self.claims.give_back(name, spec.experiment_id if spec else None)
         return True
