@@ -50,7 +50,7 @@ def test_one_odd_name_anywhere_under_research_freezes_nothing(cli: Cli, foreign:
     assert plant(layout.research) > 15
     for words in READ:
         answer = cli(words)
-        expected = 1 if words == "best" else 0
+        expected = 1 if words in ("best", "show-results") else 0  # nothing is decided in this one
         assert answer.returncode == expected, (words, answer.stderr)
         assert "Error" not in answer.stderr, (words, answer.stderr)
     answer = cli("sync")
