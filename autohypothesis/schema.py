@@ -584,8 +584,12 @@ class Decision(Tolerant):
     metric_value: Number = None
     reference_value: Number = None
     improvement: Number = None
-    """Against the reference, positive is better whatever the direction. Of a win that was run again
-    at further seeds, the mean over all pairs."""
+    """Against `reference_value`, positive is better whatever the direction. Of a run that was
+    repeated in pairs, the mean over those."""
+    min_delta: Number = None
+    """The improvement that it takes to be kept."""
+    pairs: Whole = None
+    """Pairs of runs at further seeds of which `improvement` is the mean; 0 or null: none."""
     delta: Number = None
     """Metric minus that of the best kept before it on the same platform."""
     confirmation: Confirmation = "none"
@@ -692,6 +696,16 @@ class Row(Tolerant):
     direction: Direction = "minimize"
     node_id: str = ""
     claimed: bool | None = None
+    reason: str = ""
+    """Why it was decided so, in one word; this and what follows are the decision's."""
+    reference_value: Number = None
+    """The metric of the base on which it was decided."""
+    improvement: Number = None
+    """Against that base, positive is better whatever the direction; over `pairs`, their mean."""
+    min_delta: Number = None
+    """The improvement that it takes to be kept."""
+    pairs: Whole = None
+    """Pairs of runs at further seeds of which `improvement` is the mean; 0 or null: none."""
 
 
 class Leaderboard(Tolerant):

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from autohypothesis.schema import Decision
 
 EXIT_CRASH, EXIT_DEADLINE = 1, 2
+MORE_SEEDS = 2
+"""Seeds at which a near miss is run again, where the task names no replicates."""
 
 
 @app.command("run-experiment", cls=PublishedExitCodes)
@@ -73,8 +75,18 @@ def run_experiment(
         str | None,
         Option(
             metavar="ID",
-            help="Run what is still missing to confirm this win, and decide it.",
+            help="Run what is still missing to confirm this win, or run this near miss at more"
+            " seeds, and decide it.",
             autocompletion=complete_experiment,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=100,
+            help="With --replicate of a near miss: at how many. Default: the"
+            " task's replicates, else 2.",
         ),
     ] = None,
 ) -> None:
@@ -96,8 +108,10 @@ def run_experiment(
         _refuse_beside_replicate(
             {"--log": log, "--seed": seed, "--desc": description, "--task": task, **changes}
         )
-        _replicate(repo, tag, replicate)
+        _replicate(repo, tag, replicate, seeds)
         return
+    if seeds is not None:
+        raise UsageError("--seeds needs --replicate ID", hint="one run has one seed: --seed N")
     log = log and repo.absolute() / log
     if log is not None and not log.parent.is_dir():
         raise UsageError(f"--log {log}: there is no folder {log.parent}")
@@ -122,17 +136,22 @@ def _refuse_beside_replicate(options: Mapping[str, object]) -> None:
             )
 
 
-def _replicate(repo: Path, tag: str | None, experiment_id: str) -> None:
-    """Run what is missing to confirm a win, a published line each, and decide it."""
+def _replicate(repo: Path, tag: str | None, experiment_id: str, seeds: int | None) -> None:
+    """Run what a win or a near miss needs, a published line each, and decide it."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.collect import collect_ended
     from autohypothesis.engine.project import whole_or_nothing
+    from autohypothesis.records.comparison import is_near_miss
+    from autohypothesis.records.history import DecisionHistory
 
     project = open_project(repo, tag=tag)
     collect_ended(project.repository, project.layout)
+    decision = DecisionHistory.of_tag(project.layout, project.tag).of(experiment_id)
+    if seeds is None and decision is not None and is_near_miss(decision.model_dump()):
+        seeds = project.task.policy.replicates or MORE_SEEDS
     with whole_or_nothing(project.repository, project.layout):
         try:
-            if not _decide(project, experiment_id, lines=True):
+            if not _decide(project, experiment_id, lines=True, seeds=seeds or 0):
                 remark(f"{experiment_id} is decided already")
         finally:
             refresh(project.layout)
@@ -220,8 +239,10 @@ def _after(project: Project, finished: Outcome, decide: bool) -> None:
         remark(f"decide it: python orchestrator.py decide {identity}")
 
 
-def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int:
+def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds: int = 0) -> int:
     """Decide, after the runs that confirm a win; return how many decisions it took.
+
+    A near miss is run at so many more `seeds` first.
 
     With `lines` each of these runs prints its line on stdout, else it is a remark.
     """
@@ -238,7 +259,12 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
         remark(f"{title}: {came} ({done} of {win.wanted} runs)")
 
     decisions = confirm(
-        project, experiment_id, decided_by="run-experiment", watch=ProgressWatch, ran=ran
+        project,
+        experiment_id,
+        decided_by="run-experiment",
+        watch=ProgressWatch,
+        ran=ran,
+        seeds=seeds,
     )
     for decision in decisions:
         if decision.decision_status != "replicate":

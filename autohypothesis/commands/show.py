@@ -130,9 +130,12 @@ def runs(
     elif not rows:
         remark("no experiments yet; run one: python orchestrator.py run-experiment")
     else:
-        from autohypothesis.terminal.experiments import runs_table
+        from autohypothesis.records.comparison import near_misses
+        from autohypothesis.terminal.experiments import near_misses_text, runs_table
 
         out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
+        if near := near_misses(rows) if wanted else []:
+            out().print(near_misses_text(near))
 
 
 @app.command("show")

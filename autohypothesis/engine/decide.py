@@ -29,6 +29,7 @@ from autohypothesis.engine.reference import catch_up, move_reference, reference_
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
+from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.layout import Layout
@@ -95,6 +96,7 @@ def settle(
     check: Callable[[str], None] = lambda experiment_id: None,
     limits: Mapping[str, Constraint] | None = None,
     order: Callable[[list[str]], list[str]] = lambda waiting: waiting,
+    again: Mapping[str, int] | None = None,
 ) -> Settlement:
     """Decide experiments; one that cannot be decided does not stop the others.
 
@@ -105,12 +107,13 @@ def settle(
         check: raises for an experiment that is not to be decided now.
         limits: upper limits on metrics beside those of the task.
         order: sorts what waits.
+        again: near miss -> the further pairs by which it is judged again; see `pairs_of_near_miss`.
 
     Raises:
         LockError: another process is settling and does not finish.
     """
     with locks.hold(project.layout, "settle", doing="deciding experiments"):
-        settling = _Settling(project, repair(project), decided_by, check, limits or {})
+        settling = _Settling(project, repair(project), decided_by, check, limits or {}, again or {})
         if experiment_ids is None:
             waiting, damaged = _waiting(project, settling.past)
             settling.decide(order([name for name, _ in waiting]))
@@ -137,6 +140,35 @@ def settle_by_hand(
         if not isinstance(decision, Decision):
             raise SettleError(f"{experiment_id} is decided as {status!r} already")
         return decision
+
+
+def pairs_of_near_miss(project: Project, experiment_id: str, seeds: int) -> int:
+    """Return the pairs by which a near miss is to be judged, if it is run at `seeds` more seeds.
+
+    Raises:
+        SettleError: it is no near miss; or its base is not the reference any more; or the engine
+            did not run it, and cannot repeat it.
+    """
+    decision = DecisionHistory.of_tag(project.layout, project.tag).of(experiment_id)
+    if decision is None or not is_near_miss(decision.model_dump()):
+        found = f"a {decision.decision_status} ({decision.reason})" if decision else "not decided"
+        raise SettleError(
+            f"{experiment_id} is {found}, and only a near miss is run at more seeds",
+            hint="`python orchestrator.py runs` names the near misses",
+        )
+    run = project.layout.run(experiment_id)
+    if not run.run_spec.exists():
+        raise SettleError(
+            f"{experiment_id} was run by hand, and cannot be repeated",
+            hint="run its commit: python orchestrator.py run-experiment --patch FILE --settle",
+        )
+    if decision.base_commit != project.reference():
+        raise SettleError(
+            f"{experiment_id} was made on a commit that is no longer the reference",
+            hint="run its change on the current one: python orchestrator.py run-experiment --settle"
+            f" --patch {run.diff}",
+        )
+    return (decision.pairs or 0) + seeds
 
 
 def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
@@ -189,6 +221,7 @@ class _Settling:
     decided_by: str
     check: Callable[[str], None] = lambda experiment_id: None
     limits: Mapping[str, Constraint] = field(default_factory=dict)
+    again: Mapping[str, int] = field(default_factory=dict)
     settlement: Settlement = field(default_factory=Settlement)
 
     def decide(self, names: Iterable[str]) -> None:
@@ -242,15 +275,17 @@ class _Settling:
         copied_id = case.result.decision_id
         before = past.of(experiment_id)
         wanted = by_hand.decision_status if by_hand else None
-        if before is not None and wanted in (None, before.decision_status):
+        further = self.again.get(experiment_id, 0)
+        if before is not None and not further and wanted in (None, before.decision_status):
             _stamp(project, before)
             return None
         case = with_decided_values(case, before)
         reference = past.reference or project.reference()
         others = past.without(experiment_id)
         if by_hand is None:
-            case = with_contention(others, case)
-            evidence = gather(others, case, reference, self.limits)
+            if before is None:
+                case = with_contention(others, case)
+            evidence = gather(others, case, reference, self.limits, further)
             verdict = verdict_of(evidence)
         else:
             evidence = gather(others, case, reference, self.limits)
@@ -393,6 +428,7 @@ def _record(
         seed=evidence.seed,
         metric_value=evidence.value,
         reference_value=evidence.reference_value,
+        min_delta=evidence.min_delta,
         delta=evidence.value - best if evidence.value is not None and best is not None else None,
         platform_key=key,
         lines_changed=evidence.lines_changed,

@@ -149,12 +149,14 @@ def gather(
     case: Case,
     reference: str,
     limits: Mapping[str, Constraint] | None = None,
+    further: int = 0,
 ) -> Evidence:
     """Collect everything that the policy may look at.
 
     Args:
         past: the decisions about the other experiments.
         limits: upper limits beside the task's, the stricter of two counts.
+        further: the pairs by which a near miss is judged again; 0: it is none.
     """
     result, metadata, task = case.result, case.metadata, case.task
     key, seed, base = metadata.runtime.platform_key, metadata.run.seed, case.base
@@ -163,6 +165,7 @@ def gather(
     kept = any(run.decision_status == "keep" for run in past.runs_of(base, key))
     # The engine cannot repeat what it did not run: its value stays provisional.
     wanted = task.policy.replicates if not unchanged and case.submitted else 0
+    wanted = further or wanted
     added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
     return Evidence(
         value=None if failed else result.metric_value,
@@ -188,6 +191,7 @@ def gather(
         may_retry=_may_retry(past, metadata.run.hypothesis_id, result),
         flag=case.flag,
         replicates=wanted,
+        is_near_miss=further > 0,
         pairs=tuple(_pairs(past, case, wanted)),
     )
 

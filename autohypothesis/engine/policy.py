@@ -5,9 +5,9 @@ where the task says so; all else is discarded. An infrastructure failure is no
 evidence, and the hypothesis is requeued. Where the task asks for replicates, a better score is kept
 only after the change and its base were run again in pairs, each at a further seed.
 
-The first pair was selected for being good (winner's curse): it counts in the mean that is
-reported, and never outvotes the others. Those have to be better by `min_delta` on
-their own average; then the mean over all pairs is so as well.
+The first pair was selected for being good (winner's curse), so it does not count: the others have
+to be better by `min_delta` on their own average, and that average is what is reported. A near miss,
+better by less than that, may be run again in the same way when a person asks for it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autohypothesis.errors import SettleError
+from autohypothesis.records.comparison import EXACT, Comparison
 from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
 
 if TYPE_CHECKING:
     from autohypothesis.engine.task import Constraint
 
-_EXACT = 1e-12
-"""Tolerance for errors of floating-point arithmetic."""
 _NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended", "cancelled")
+STALE = "the reference moved while it ran"
 MAX_INFRA_RETRIES = 5
 """Infrastructure failures of one hypothesis; the next one counts as a crash."""
 _NEVER_NEGATIVE = ("val_bpb",)
@@ -71,6 +71,7 @@ class Evidence:
         may_retry: whether a failure that says nothing about the change sends it back to the queue.
         flag: a remark about the value, for the record.
         replicates: further pairs that a better score needs before it is kept.
+        is_near_miss: whether it was decided as one, and is judged again by further pairs.
         pairs: the further pairs, complete or not; the first one, `value` against
             `reference_value`, is not among them.
     """
@@ -97,6 +98,7 @@ class Evidence:
     may_retry: bool = True
     flag: str = ""
     replicates: int = 0
+    is_near_miss: bool = False
     pairs: tuple[Pair, ...] = ()
 
     @property
@@ -109,16 +111,27 @@ class Evidence:
     @property
     def least(self) -> float:
         """The noise threshold: smaller differences are noise."""
-        return self.min_delta - _EXACT
+        return self.min_delta - EXACT
+
+    def compared(self, improvement: float, pairs: int = 0) -> str:
+        """Return an improvement in words, with the threshold."""
+        maximize = self.direction == "maximize"
+        return Comparison(improvement, self.min_delta, maximize, pairs).words
 
 
 class Verdict(NamedTuple):
-    """A decision and its reason. `improvement` is positive when better, in either direction."""
+    """A decision and its reason.
+
+    Attributes:
+        improvement: positive when better, in either direction; of a run that was repeated in
+            pairs, the mean over `pairs` further ones.
+    """
 
     decision_status: Literal["keep", "discard", "crash", "replicate", "cancelled"]
     reason: str
     detail: str = ""
     improvement: float | None = None
+    pairs: int = 0
     simplification: bool = False
     requeue: bool = False
     confirmation: Confirmation = "none"
@@ -220,23 +233,27 @@ def _compared(
     evidence: Evidence, value: float, improvement: float, notes: list[str]
 ) -> Verdict | NeedsConfirmation:
     words = f"{evidence.metric} {value:.6g} against {evidence.reference_value:.6g}"
+    words += f", {evidence.compared(improvement)}"
 
     def discard(reason: str, *first: str, requeue: bool = False) -> Verdict:
         detail = "; ".join([*first, words, *notes])
-        return Verdict("discard", reason, detail, improvement, simpler and requeue, requeue)
+        return Verdict(
+            "discard", reason, detail, improvement,
+            simplification=simpler and requeue, requeue=requeue,
+        )  # fmt: skip
 
     improved = improvement > 0 and improvement >= evidence.least
     simpler = not improved and _is_simplification(evidence, value, improvement)
     if broken := _limits_exceeded(evidence, "hard"):
         return Verdict("discard", "constraint", "; ".join([*broken, words]), improvement)
-    if not improved and not simpler:
+    if not improved and not simpler and not evidence.is_near_miss:
         within = abs(improvement) < evidence.least or improvement == 0
         return discard("within_noise" if within else "worse")
     if evidence.unattested:
         return discard("unattested", "no evaluator vouches for it: run it with run-experiment")
-    if not evidence.base_is_reference:
-        return discard("stale_base", "the reference moved while it ran", requeue=True)
-    if improved and evidence.replicates:
+    if not evidence.base_is_reference and not evidence.is_near_miss:
+        return discard("stale_base", STALE, requeue=True)
+    if (improved or evidence.is_near_miss) and evidence.replicates:
         return _confirmed(evidence, improvement, words, notes)
     if simpler:
         # Nothing is claimed to be better here, so there is no luck to be found out by more runs;
@@ -253,8 +270,10 @@ def _confirmed(
 ) -> Verdict | NeedsConfirmation:
     """A win is kept if it is met again at further seeds, and refuted otherwise.
 
+    A near miss that is better there by less than it takes stays one.
+
     Args:
-        first: the improvement that makes it a win.
+        first: the improvement of the first pair.
     """
     pairs = sorted(evidence.pairs, key=lambda pair: pair.seed)
     failed = next((pair for pair in pairs if pair.failure), None)
@@ -276,13 +295,18 @@ def _confirmed(
         for pair in pairs
         if pair.value is not None and pair.base_value is not None
     ]
-    alone, every = fmean(further), [first, *further]
-    mean = fmean(every)
-    average = f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}"
-    detail = "; ".join([average, f"by {alone:.6g} without the first", words, *notes])
-    if alone > 0 and alone >= evidence.least:
-        return Verdict("keep", "improved", detail, mean, confirmation="confirmed")
-    return Verdict("discard", "not_confirmed", detail, mean, confirmation="refuted")
+    mean, number = fmean(further), len(further)
+    average = f"{number} further pair{'s' * (number > 1)}: {evidence.compared(mean, number)}"
+    average += f", spread {stdev(further):.2g}" if number > 1 else ""
+    detail = "; ".join([average, f"first {words}", *notes])
+    if mean > 0 and mean >= evidence.least:
+        if not evidence.base_is_reference:
+            detail = "; ".join([STALE, detail])
+            return Verdict("discard", "stale_base", detail, mean, number, requeue=True)
+        return Verdict("keep", "improved", detail, mean, number, confirmation="confirmed")
+    if evidence.is_near_miss and mean > 0:
+        return Verdict("discard", "within_noise", detail, mean, number)
+    return Verdict("discard", "not_confirmed", detail, mean, number, confirmation="refuted")
 
 
 def _missing(pairs: Sequence[Pair]) -> Iterator[Missing]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from autohypothesis.engine.candidate import check_candidate, prepare, settings_of, spec_of
 from autohypothesis.engine.collect import busy_workers, collect_ended, result_of
-from autohypothesis.engine.decide import NeedsRuns, settle
+from autohypothesis.engine.decide import NeedsRuns, pairs_of_near_miss, settle
 from autohypothesis.engine.duplicates import refuse_duplicate
 from autohypothesis.engine.evidence import read_case
 from autohypothesis.engine.experiment import (
@@ -343,6 +343,7 @@ def confirm(
     decided_by: str,
     watch: Callable[[], ProgressListener] = ProgressListener,
     ran: Callable[[Experiment, Outcome, NeedsRuns], None] = lambda run, finished, win: None,
+    seeds: int = 0,
 ) -> list[Decision]:
     """Decide an experiment; a win is run again first, as often as its task wants it.
 
@@ -352,15 +353,18 @@ def confirm(
     Args:
         watch: makes a listener for each run.
         ran: is told of each run that was made for this.
+        seeds: run a near miss at so many more seeds, and decide it again.
 
     Raises:
-        SettleError: it cannot be decided; or a run was made on another platform and says nothing.
+        SettleError: it cannot be decided, or is no near miss; or a run was made on another
+            platform and says nothing.
         ChangeError, PreflightError, LeaseError: a run cannot be made.
     """
     decisions: list[Decision] = []
+    again = {experiment_id: pairs_of_near_miss(project, experiment_id, seeds)} if seeds else {}
 
     def decide() -> list[NeedsRuns]:
-        settlement = settle(project, [experiment_id], decided_by=decided_by)
+        settlement = settle(project, [experiment_id], decided_by=decided_by, again=again)
         for error in settlement.refused.values():
             raise error
         decisions.extend(settlement.decisions)

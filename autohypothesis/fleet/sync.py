@@ -29,6 +29,7 @@ from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, templates
 from autohypothesis.records import tables
 from autohypothesis.records.bundles import UNSETTLED, reason_in
+from autohypothesis.records.comparison import cell_of
 from autohypothesis.records.files import (
     ASIDE,
     JSON_LIMIT,
@@ -384,6 +385,7 @@ class _Sync:
             board=board,
             best=board["best_run"],
             latest=decided,
+            cell_of=cell_of,
             open=waiting,
             problems=problem_lines((one.path, one.reason) for one in self.folded.problems)[:LATEST],
         )

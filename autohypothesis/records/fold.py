@@ -91,6 +91,11 @@ _FIXED = {
     "platform_key": "platform_key",
     "metric_name": "metric_name",
     "direction": "direction",
+    "reason": "reason",
+    "reference_value": "reference_value",
+    "improvement": "improvement",
+    "min_delta": "min_delta",
+    "pairs": "pairs",
 }
 """Field of a decision -> column of the row; empty fields are taken from the bundle."""
 

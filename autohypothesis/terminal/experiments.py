@@ -10,7 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
+from autohypothesis.records.comparison import (
+    DELTA,
+    RUN_AT_MORE_SEEDS,
+    Comparison,
+    cell_of,
+    comparison_of,
+)
 from autohypothesis.records.outcomes import shown_as
 from autohypothesis.records.rows import IMPORTED
 from autohypothesis.schema import NO_SANDBOX
@@ -23,6 +31,7 @@ from autohypothesis.terminal.parts import (
     duration,
     facts,
     grid,
+    listing,
     memory,
     number,
     share,
@@ -35,12 +44,14 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.overview.results import Results
 
 RUN_AGAIN = ("confirmed", "refuted")
+NEAR = 3
+"""Near misses that are named."""
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Listing:
     """Return experiments in the order given, one a line."""
     metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
-    names = ("id", "status", metric, "delta", "memory", "steps", "description")
+    names = ("id", "status", metric, DELTA, "memory", "steps", "description")
     return table(names, map(_cells, rows), right=range(2, 6), spare=(5, 4), title=title, widest=80)
 
 
@@ -50,7 +61,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         str(row["id"]),
         Text(shown_status(row), STATUS_STYLE.get(str(row.get("status")), "")),
         number(row.get("metric_value")),
-        number(row.get("delta"), signed=True),
+        cell_of(row),
         memory(row.get("peak_vram_gb")),
         "–" if steps is None else f"{steps:,}",
         str(row.get("description") or ""),
@@ -69,6 +80,22 @@ def shown_status(row: Mapping[str, Any]) -> str:
         words.append("no sandbox")
     shown = ", ".join(filter(None, words))
     return f"{status} ({shown})" if shown else status
+
+
+def near_misses_text(near: Sequence[tuple[Mapping[str, Any], Comparison]]) -> RenderableType:
+    """Return the nearest of the near misses, and the command that runs one at more seeds."""
+    rows = [
+        (str(row["id"]), compared.near_miss, plain_line(str(row.get("description") or "")))
+        for row, compared in near[:NEAR]
+    ]
+    more = f", {len(near) - NEAR:,} more" if len(near) > NEAR else ""
+    command = as_called(f"{RUN_AT_MORE_SEEDS} {near[0][0]['id']}")
+    return Group(
+        titled(f"near misses{more}", listing(rows)),
+        Text.assemble(
+            "run one at more seeds: ", (command, "cyan"), no_wrap=True, overflow="ignore"
+        ),
+    )
 
 
 # ── one experiment ──────────────────────────────────────────────────────────────────────────
@@ -99,11 +126,12 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
 
 
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    delta = number(row.get("delta"), 6, signed=True)
+    compared, base = comparison_of(row), number(row.get("reference_value"), 6)
+    delta = f"{compared.cell} against its base's {base}" if compared else ""
     attested = "attested" if row.get("attested") else "not attested"
     lines = [
         (row["metric_name"], f"{number(row.get('metric_value'), 6)} ({attested})"),
-        ("delta", f"{delta} against the best kept before it"),
+        (DELTA, delta),
         ("outcome", str(row.get("outcome") or "")),
         ("rationale", str(row.get("rationale") or "")),
         ("commit", str(row.get("commit") or "")[:12]),
@@ -132,22 +160,22 @@ def results_page(results: Results, count: int, *, kept_only: bool = False) -> Re
     parts: list[RenderableType] = [facts(_numbers(results))]
     if len(results.keeps) > 1:
         steps = [
-            (number(step.value, 6), number(step.gain, 6, signed=True),
-             number(step.total_gain, 6, signed=True), step.description)
+            (number(step.value, 6), step.cell, number(step.total_gain, 6, signed=True),
+             step.description)
             for step in results.keeps
         ]  # fmt: skip
-        body = table(("value", "gain", "in all", "description"), steps, right=range(3))
-        parts.append(titled("kept, each against the one before it", body))
+        body = table(("value", DELTA, "gain in all", "description"), steps, right=range(3))
+        parts.append(titled("kept, each against its base", body))
     if top := results.top(count, kept_only=kept_only):
         what = "kept" if kept_only else "experiments"
         rows = [
-            (number(trial.value, 6), memory(trial.memory_gb),
+            (number(trial.value, 6), trial.cell, memory(trial.memory_gb),
              Text(plain_line(trial.status), STATUS_STYLE.get(trial.status, "")),
              plain_line(trial.commit)[:7], trial.description)
             for trial in top
         ]  # fmt: skip
-        names = (results.metric, "memory", "status", "commit", "description")
-        parts.append(titled(f"the best {len(top)} {what}", table(names, rows, right=range(2))))
+        names = (results.metric, DELTA, "memory", "status", "commit", "description")
+        parts.append(titled(f"the best {len(top)} {what}", table(names, rows, right=range(3))))
     return Group(*parts)
 
 

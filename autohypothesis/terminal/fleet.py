@@ -12,6 +12,8 @@ from rich.text import Text
 
 from autohypothesis.installation import suggested
 from autohypothesis.plain import plain_line
+from autohypothesis.records.comparison import DELTA
+from autohypothesis.terminal.experiments import near_misses_text
 from autohypothesis.terminal.parts import (
     FIXED,
     SHORTENED,
@@ -102,6 +104,8 @@ def _best(best: BestRun | None) -> Text:
     text.append(f"  {plain_line(best.experiment_id)}", "default")
     if best.confirmation not in ("none", ""):
         text.append(f" ({plain_line(best.confirmation)})", "default")
+    if best.compared is not None:
+        text.append(f", {best.compared.words} than its base", "default")
     if best.baseline is not None and best.improvement:
         gain = better(best.improvement, best.improvement_share)
         text.append(f"\n{gain} than the baseline's {number(best.baseline, 6)}", "default")
@@ -279,6 +283,12 @@ def digest_page(page: Digest) -> RenderableType:
         parts.append(titled("look at this first", _needs(page.first)))
     if page.kept:
         parts.append(titled("kept, in the order of the decisions", _kept(page)))
+    if page.near_misses:
+        near = [
+            ({"id": each.experiment_id, "description": each.title}, each.compared)
+            for each in page.near_misses
+        ]
+        parts.append(near_misses_text(near))
     for title, failures in (("crash", page.crashes), ("lost, and queued again", page.lost)):
         names: tuple[str, ...] = ("kind", "times", "for example", "")
         rows = [
@@ -349,9 +359,10 @@ def _wins(page: Digest) -> Text:
 def _kept(page: Digest) -> Listing:
     rows: list[list[Cell]] = []
     for step in page.kept:
-        gain = number(step.gain, signed=True)
-        part = "" if step.gain_share is None else f" {100 * step.gain_share:+.1f} %"
+        delta = "–" if step.compared is None else step.compared.cell
+        part = "" if step.gain_share is None else f"{100 * step.gain_share:+.1f} %"
         word = step.reason if step.confirmation in ("none", "") else step.confirmation
         shown = Text(plain_line(word), CONFIRMATION_STYLE.get(word, ""))
-        rows.append([step.experiment_id, number(step.value, 6), gain + part, shown, step.title])
-    return table(("id", "value", "gain", "", "title"), rows, right=(1, 2))
+        value = number(step.value, 6)
+        rows.append([step.experiment_id, value, delta, part, shown, step.title])
+    return table(("id", "value", DELTA, "gain", "", "title"), rows, right=(1, 2, 3))

@@ -135,6 +135,8 @@ class Monitor:
         if len(line) > 1:
             text.append(sparkline(line[-SPARK:], SPARK), "green")
         text.append(f"\n{plain_line(best.experiment_id)}  ", "default")
+        if best.compared is not None:
+            text.append(f"{best.compared.cell}  ", "default")
         text.append(plain_line(best.title), "italic")
         return text
 

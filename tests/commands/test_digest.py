@@ -182,7 +182,7 @@ def test_the_page_is_whole_on_a_narrow_screen(night: Any, page: Any, width: int)
     text = page(digest_page(digest(night.layout)), width)
 
     assert all(len(line) <= width for line in text.splitlines())
-    for word in ("7: 4 keep, 1 discard, 2 crash; 1 lost", "baseline-nov20-1", "+0.1000 +6.7 %",
+    for word in ("7: 4 keep, 1 discard, 2 crash; 1 lost", "baseline-nov20-1", "-0.1000", "+6.7 %",
                  "provisional", "refuted", "oom", "4.00 device-hours", "command:idea"):  # fmt: skip
         assert word in text, word
 

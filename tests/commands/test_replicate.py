@@ -58,7 +58,10 @@ def test_a_real_win_is_run_again_and_kept_as_confirmed(cli: Cli, careful: Path) 
     answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("1.300000\t") and answer.stdout.count("\n") == 1
-    assert "(4 of 4 runs)" in answer.stderr and "keep: improved, 3 pairs" in answer.stderr
+    assert (
+        "(4 of 4 runs)" in answer.stderr
+        and "keep: improved, 2 further pairs: 0.1 better (min_delta 0.02)" in answer.stderr
+    )
     assert Project.open(careful).reference() != before
     kept = of_status(cli, "keep")[-1]
     assert kept["confirmation"] == "confirmed"
@@ -90,3 +93,42 @@ def test_what_is_missing_is_named_and_made_by_its_command(cli: Cli, careful: Pat
     for more in (("--set", "RATE=0.3"), ("--seed", "0"), ("--baseline",)):
         wrong = cli("run-experiment", "--replicate", waits["id"], *more)
         assert wrong.returncode == 1 and f"--replicate and {more[0]}" in wrong.stderr
+
+
+def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
+    cli: Cli, careful: Path
+) -> None:
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.112").returncode == 0
+    (near,) = of_status(cli, "discard")
+    assert (near["reason"], near["min_delta"], near["pairs"]) == ("within_noise", 0.02, 0)
+    assert near["improvement"] == pytest.approx(0.012) and near["reference_value"] == 1.4
+    for page in ("runs", "digest"):
+        shown = cli(page).stdout
+        assert f"{near['id']}  0.012 better, once; it takes 0.02" in shown
+        assert f"run-experiment --replicate {near['id']}" in shown
+    assert "-0.0120 / 0.02" in cli("runs").stdout
+    answer = cli("run-experiment", "--replicate", near["id"])
+    assert answer.returncode == 0, answer.stderr
+    assert len(answer.stdout.splitlines()) == 4 and "(4 of 4 runs)" in answer.stderr
+    assert "discard: within_noise, 2 further pairs: 0.012 better (min_delta 0.02)" in answer.stderr
+    assert "0.012 better, twice; it takes 0.02" in cli("runs").stdout
+    more = cli("run-experiment", "--replicate", near["id"], "--seeds", "1")
+    assert len(more.stdout.splitlines()) == 2 and "3 further pairs" in more.stderr
+    assert "better, 3 times" in cli("digest").stdout
+    shown = cli("show", near["id"]).stdout
+    assert "-0.0120 / 0.02 against its base's 1.400000" in shown
+
+
+def test_only_a_near_miss_of_the_present_reference_is_run_at_more_seeds(
+    cli: Cli, careful: Path
+) -> None:
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.112").returncode == 0
+    (near,) = of_status(cli, "discard")
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.2").returncode == 0
+    late = cli("run-experiment", "--replicate", near["id"])
+    assert late.returncode == 1 and "no longer the reference" in late.stderr
+    assert "--patch" in late.stderr and "change.diff" in late.stderr
+    kept = cli("run-experiment", "--replicate", of_status(cli, "keep")[-1]["id"], "--seeds", "2")
+    assert kept.returncode == 1 and "only a near miss" in kept.stderr
+    alone = cli("run-experiment", "--seeds", "2")
+    assert alone.returncode == 1 and "--seeds needs --replicate" in alone.stderr

@@ -23,6 +23,7 @@ from autohypothesis.engine.policy import (
 )
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import SettleError
+from autohypothesis.records.comparison import Comparison, is_near_miss
 from autohypothesis.schema import FAILURE_KINDS
 
 BASE = Evidence(value=1.50, reference_value=1.55, min_delta=0.02, lines_changed=3)
@@ -210,7 +211,7 @@ def test_a_win_is_kept_when_the_pairs_that_nobody_chose_are_better_as_well(
 def test_a_very_lucky_first_seed_does_not_outvote_the_others() -> None:
     """Better by fifty times min_delta once, and not at all twice: the mean would be a win."""
     verdict = judged(win(*pairs(0.0, 0.0), value=0.55))
-    assert verdict.improvement == pytest.approx(1 / 3)
+    assert verdict.improvement == pytest.approx(0.0), "the mean that was decided"
     assert said(verdict) == ("discard", "not_confirmed", "refuted")
 
 
@@ -320,9 +321,9 @@ def test_what_is_kept_is_better_by_min_delta_on_average(
     verdict = decided(first, further, least)
     if verdict.decision_status == "keep":
         assert verdict.confirmation == "confirmed"
-        assert fmean([first, *further]) >= least - 1e-9
+        assert fmean(further) >= least - 1e-9
         assert verdict.improvement is not None
-        assert math.isclose(verdict.improvement, fmean([first, *further]), abs_tol=1e-12)
+        assert math.isclose(verdict.improvement, fmean(further), abs_tol=1e-12)
 
 
 @given(st.floats(-1, 1), some, deltas, st.integers(0, 5), st.floats(0, 1))
@@ -335,3 +336,77 @@ def test_a_better_pair_never_turns_a_keep_into_a_discard(
     after = decided(every[0], every[1:], least)
     if before.decision_status == "keep":
         assert after.decision_status == "keep"
+
+
+# ── the number that people are shown ────────────────────────────────────────────────────────
+
+near = st.floats(-0.12, 0.12)
+judgements = st.builds(
+    Evidence,
+    value=near, reference_value=st.just(0.0), metric=st.just("score"),
+    direction=st.sampled_from(["minimize", "maximize"]),
+    min_delta=st.one_of(st.sampled_from([0.0, 0.03, 0.05]), st.floats(0, 0.1)),
+    lines_changed=st.sampled_from([None, -2, 2]),
+    base_is_reference=st.booleans(), unattested=st.booleans(),
+    replicates=st.just(2), is_near_miss=st.booleans(),
+    pairs=st.tuples(near, near).map(
+        lambda two: tuple(Pair(43 + i, value, 0.0) for i, value in enumerate(two))
+    ),
+)  # fmt: skip
+
+
+@given(judgements)
+def test_the_number_that_is_shown_never_contradicts_the_verdict(evidence: Evidence) -> None:
+    verdict = judged(evidence)
+    shown = Comparison(
+        verdict.improvement or 0.0, evidence.min_delta, evidence.direction == "maximize",
+        verdict.pairs,
+    )  # fmt: skip
+    delta, _, least = map(str, shown.cell.partition(" / "))
+    better = float(delta) if evidence.direction == "maximize" else -float(delta)
+    improved = better > 0 and better >= float(least)
+    worse = better < 0 and -better >= float(least)
+    expected: dict[str, bool] = {
+        "improved": improved,
+        "stale_base": improved or (verdict.simplification and not worse),
+        "simpler": not improved and not worse,
+        "within_noise": not improved and not worse,
+        "not_confirmed": not improved,
+        "worse": worse,
+        "unattested": True,
+    }
+    assert expected[verdict.reason], (verdict, shown.cell)
+    assert shown.words in verdict.detail
+    if is_near_miss(verdict._asdict()):
+        assert float(shown.near_miss.split()[0]) < evidence.min_delta
+
+
+@pytest.mark.parametrize(
+    ("improvement", "pairs", "cell", "words"),
+    [
+        (0.024, 2, "-0.0240 / 0.03", "0.024 better, twice; it takes 0.03"),
+        (0.02999999, 1, "-0.02999999 / 0.03", "0.02999999 better, once; it takes 0.03"),
+        (0.00001234, 3, "-0.0000 / 0.03", "0.000012 better, 3 times; it takes 0.03"),
+    ],
+)
+def test_a_near_miss_is_told_in_a_few_words(
+    improvement: float, pairs: int, cell: str, words: str
+) -> None:
+    shown = Comparison(improvement, 0.03, pairs=pairs)
+    assert (shown.cell, shown.near_miss) == (cell, words)
+
+
+@pytest.mark.parametrize(
+    ("improvements", "expected"),
+    [
+        ((0.03, 0.02), ("keep", "improved", "confirmed")),
+        ((0.015, 0.015), ("discard", "within_noise", "none")),
+        ((-0.02, 0.01), ("discard", "not_confirmed", "refuted")),
+    ],
+)
+def test_a_near_miss_that_is_run_again_is_settled_by_the_further_pairs_alone(
+    improvements: tuple[float, float], expected: tuple[str, str, str]
+) -> None:
+    verdict = judged(win(*pairs(*improvements), value=1.54, is_near_miss=True))
+    assert said(verdict) == expected
+    assert (verdict.pairs, verdict.improvement) == (2, pytest.approx(fmean(improvements)))

@@ -70,8 +70,8 @@ def test_pairs_that_have_ended_are_decided_before_the_win_and_serve_the_next_cha
     assert settlement.undecided == {}
     assert {one.decision_status for one in replicates} == {"replicate"}
     assert (decision.experiment_id, decision.decision_status) == ("h-1", "keep")
-    assert decision.confirmation == "confirmed" and "3 pairs" in decision.detail
-    assert decision.improvement == pytest.approx((0.1 + 0.08 + 0.09) / 3)
+    assert decision.confirmation == "confirmed" and "2 further pairs" in decision.detail
+    assert decision.improvement == pytest.approx((0.08 + 0.09) / 2)
     assert search.project.reference() == win
     search.ended("h-2", search.change(win, "A = 2\n"), win, 1.3)
     assert missing(search, "h-2") == [("h-2", 43), ("h-2", 44)]

@@ -76,11 +76,13 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
         row("baseline-t-1", "keep", 1.4, ordinal=1),
         row(f"{kept}-1", "keep", 1.3, ordinal=2, delta=-0.1, confirmation="confirmed", commit="c1"),
         row(f"{kept}-2", "replicate", 1.31, ordinal=3, replicates=f"{kept}-1", seed=43),
-        row("h-t-0900-1", "discard", 1.45, ordinal=4, delta=0.15, outcome="worse"),
+        row("h-t-0900-1", "discard", 1.45, ordinal=4, improvement=-0.15, min_delta=0.03),
         row("h-t-0901-1", "crash", ordinal=5, failure_kind="oom"),
         row("h-t-0902-1", "crash", ordinal=6, failure_kind="infra"),
         row("h-u-0001-1", "keep", 0.1, ordinal=1, tag="u"),
-    ]
+        row("h-t-0903-1", "discard", 1.376, ordinal=7, improvement=0.024, min_delta=0.03, pairs=2,
+            reason="within_noise", description="a near one"),
+    ]  # fmt: skip
     steering = Steering(
         frozen=["WIDTH"], ranges={"RATE": (0, 5)}, memory_limit_mb=100, directions=["try rates"]
     )
@@ -96,15 +98,18 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
     assert brief["current_config"] == {"RATE": 2, "P": [1, 2]}
     assert (brief["best_result"]["commit"], brief["best_result"]["val_bpb"]) == ("c1", 1.3)
     assert brief["open_questions"] == ["try rates"]
-    assert brief["notes"] == ["noise: sd 0.01; two runs differ by 0.01", "a note"]
+    assert brief["notes"][:2] == ["noise: sd 0.01; two runs differ by 0.01", "a note"]
+    near = "near miss: h-t-0903-1 (a near one): 0.024 better, twice; it takes 0.03"
+    assert brief["notes"][2:] == [near]
     states = [(one["hypothesis_id"], one["status"]) for one in brief["hypothesis_queue"]]
     assert states == [("baseline-t", "pending"), (open_one, "pending"), (kept, "completed")]
     found = {one["finding_id"]: one for one in brief["findings"]}
-    assert list(found) == [f"f-{kept}-1", "f-h-t-0901-1", "f-h-t-0900-1"]
+    assert list(found) == [f"f-{kept}-1", "f-h-t-0901-1", "f-h-t-0903-1", "f-h-t-0900-1"]
     assert "2 seeds: mean 1.305000, spread 0.010000" in found[f"f-{kept}-1"]["evidence"]
     assert found[f"f-{kept}-1"]["implication"] == "in the reference: RATE = 2"
     assert found["f-h-t-0901-1"]["implication"].startswith("fails (oom)")
-    assert "+0.150000" in found["f-h-t-0900-1"]["evidence"]
+    assert "0.15 worse (min_delta 0.03) than its base" in found["f-h-t-0900-1"]["evidence"]
+    assert found["f-h-t-0903-1"]["implication"].startswith("near miss (0.024 better, twice")
 
 
 def test_a_long_history_of_huge_texts_fits_with_the_newest_first(

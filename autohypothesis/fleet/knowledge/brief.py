@@ -20,6 +20,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.fleet.knowledge.knowledge_base import RATIONALE, carried, change_of, cut
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
+from autohypothesis.records.comparison import comparison_of, is_near_miss, near_misses
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.locks import hold
@@ -44,6 +45,7 @@ MAX_SETTINGS, MAX_CONSTRAINTS, MAX_NOTES, MAX_QUESTIONS = 5_000, 3_000, 4_000, 2
 MAX_OPEN, MAX_FINDINGS, MAX_FEED_LINES = 9_000, 7_500, 6_000
 MAX_KEEPS, MAX_CRASHES, MAX_DISCARDS = 20, 8, 20
 """Findings of each kind."""
+MAX_NEAR_MISSES = 5
 LINE, TITLE = 300, 160
 """Characters of a line (a note, a constraint, a direction), of a finding's title."""
 REMEDY = (
@@ -101,6 +103,10 @@ class BriefPublisher:
         words = noise_words(noise or {})
         told = [*([f"noise: {words}"] if words else []), *notes]
         own = of_tag(rows, queue.tag)
+        told += [
+            f"near miss: {row['id']} ({row.get('description')}): {compared.near_miss}"
+            for row, compared in near_misses(own)[:MAX_NEAR_MISSES]
+        ]
         sources = BriefSources(
             own, steering, dict(settings), told, others, queue.placed(), queue.done()
         )
@@ -302,7 +308,7 @@ def _notable_rows(rows: Sequence[Row]) -> list[Row]:
             crashes.setdefault(kind, row)
     half = MAX_DISCARDS // 2
     recent, older = by_status["discard"][:half], by_status["discard"][half:]
-    older.sort(key=lambda row: abs(finite(row.get("delta")) or 0.0), reverse=True)
+    older.sort(key=lambda row: abs(finite(row.get("improvement")) or 0.0), reverse=True)
     return [
         *by_status["keep"][:MAX_KEEPS],
         *list(crashes.values())[:MAX_CRASHES],
@@ -313,12 +319,12 @@ def _notable_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
     """Return metric, distance and number of seeds in words; of a failure, its kind."""
-    value, delta = finite(row.get("metric_value")), finite(row.get("delta"))
+    value, compared = finite(row.get("metric_value")), comparison_of(row)
     if value is None:
         return f"{row['id']}: {row.get('failure_kind') or row.get('status')}"
     text = f"{row['id']}: {row.get('metric_name') or 'metric'} {value:.6f}"
-    if delta is not None:
-        text += f", {delta:+.6f} against the best before it"
+    if compared is not None:
+        text += f", {compared.words} than its base"
     if len(seeds) < 2:
         return f"{text}, 1 seed"
     values = list(seeds.values())
@@ -345,6 +351,9 @@ def _implication(row: Row) -> str:
         return "in the reference"
     if status == "crash":
         return f"fails ({row.get('failure_kind') or 'unknown'})"
+    compared = comparison_of(row)
+    if is_near_miss(row) and compared is not None:
+        return f"near miss ({compared.near_miss})"
     return f"no gain ({row.get('outcome') or 'discarded'})"
 
 

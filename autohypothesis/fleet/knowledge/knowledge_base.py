@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis.errors import RecordError, UsageError
 from autohypothesis.plain import plain, table_text, templates
+from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, read_bytes, write_atomic, write_json
 from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.layout import Layout
@@ -116,11 +117,7 @@ class KnowledgeReport:
         kept = [each for each in decided if each.decision_status == "keep" and each.base_commit]
         confirmed = [each for each in kept if each.confirmation == "confirmed"]
         provisional = [each for each in kept if each.confirmation != "confirmed"]
-        near = [
-            each
-            for each in decided
-            if each.reason == "within_noise" and (each.improvement or 0) > 0
-        ]
+        near = [each for each in decided if is_near_miss(each.model_dump())]
         failed = [each for each in decided if each.decision_status == "crash"]
         tentative = [
             *self._findings(provisional, "provisional"),

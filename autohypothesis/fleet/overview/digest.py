@@ -23,6 +23,7 @@ from autohypothesis.fleet.overview.results import (
     says_something,
 )
 from autohypothesis.installation import suggested
+from autohypothesis.records.comparison import Comparison, comparison_of, near_misses
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import DecisionHistory, of_tag
 from autohypothesis.records.layout import ID, Layout
@@ -46,12 +47,22 @@ class KeptStep:
     title: str
     value: float | None
     gain: float | None
-    """Over the reference before it, positive is better; None of a baseline."""
+    """Over the base on which it was decided, positive is better; None of a baseline."""
+    compared: Comparison | None
     gain_share: float | None
     confirmation: str
     reason: str
     at: datetime
     worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """One near miss."""
+
+    experiment_id: str
+    title: str
+    compared: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,8 @@ class Digest:
     """Kept, and found to be nothing later."""
     not_confirmed: list[str]
     """Wins on one seed that were not kept, since they were none at others."""
+    near_misses: list[NearMiss]
+    """Better than their bases by less than it takes, the nearest first."""
     crashes: list[CrashKind]
     lost: list[CrashKind]
     """Crashes by a fault of the machine; they are run again."""
@@ -185,6 +198,11 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         provisional=confirmed_as("provisional"),
         refuted=confirmed_as("refuted"),
         not_confirmed=confirmed_as("refuted", "discard"),
+        near_misses=[
+            NearMiss(str(row["id"]), str(row.get("description") or ""), compared)
+            for row, compared in near_misses(rows)
+            if str(row["id"]) in {str(each["id"]) for each, _ in decided}
+        ],
         crashes=_failures(decided, "crash"),
         lost=_failures(decided, "lost"),
         device_hours=round(sum(use.device_hours for use in workers), 4),
@@ -213,6 +231,7 @@ def _step(row: Row, decision: Decision) -> KeptStep:
         title=str(row.get("description") or ""),
         value=decision.metric_value,
         gain=gain,
+        compared=comparison_of(decision.model_dump()),
         gain_share=gain / abs(before) if gain is not None and before else None,
         confirmation=str(row.get("confirmation") or "none"),
         reason=str(decision.reason or ""),

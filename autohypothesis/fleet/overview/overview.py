@@ -30,6 +30,7 @@ from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
 from autohypothesis.records.bundles import reason_in
+from autohypothesis.records.comparison import Comparison, comparison_of
 from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
@@ -63,6 +64,8 @@ class BestRun:
     improvement: float | None
     """Over the baseline, positive is better whatever the direction."""
     improvement_share: float | None
+    compared: Comparison | None
+    """With the base on which it was decided."""
 
 
 def best_so_far(board: Mapping[str, Any]) -> BestRun | None:
@@ -88,6 +91,7 @@ def best_so_far(board: Mapping[str, Any]) -> BestRun | None:
         baseline=baseline,
         improvement=gain,
         improvement_share=gain / abs(baseline) if gain is not None and baseline else None,
+        compared=comparison_of(row),
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
 from autohypothesis.engine.policy import better_by
 from autohypothesis.fleet.knowledge import knowledge_base
+from autohypothesis.records.comparison import Comparison, comparison_of
 from autohypothesis.records.files import read_object
 from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import ID, Layout
@@ -85,6 +86,13 @@ class DecidedExperiment:
     confirmation: str | None = None
     platform_key: str = ""
     direction: Direction = "minimize"
+    compared: Comparison | None = None
+    """With the base on which it was decided; None where that is not known."""
+
+    @property
+    def cell(self) -> str:
+        """The difference to its base for a table."""
+        return "–" if self.compared is None else self.compared.cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,8 @@ class KeptTrial(DecidedExperiment):
     """One step of the reference. Gains are positive where it got better."""
 
     gain: float | None = None
-    """Against the kept one before it, on its platform; None for the first."""
+    """As it was decided; in a table of another loop against the kept one before it, on its
+    platform. None for the first."""
     total_gain: float | None = None
     """Against the first kept one of its platform."""
 
@@ -218,6 +227,7 @@ def _trial(row: Row) -> DecidedExperiment:
         confirmation=row.get("confirmation"),
         platform_key=str(row.get("platform_key") or ""),
         direction="maximize" if row.get("direction") == "maximize" else "minimize",
+        compared=comparison_of(row),
     )
 
 
@@ -254,8 +264,17 @@ def _steps(kept: Iterable[DecidedExperiment]) -> list[KeptTrial]:
     steps = []
     for trial in kept:
         before = by_platform.setdefault(trial.platform_key, [])
-        gains = (_gain(trial, before[-1]), _gain(trial, before[0])) if before else (None, None)
-        steps.append(KeptTrial(*astuple(trial), *gains))
+        compared = trial.compared
+        if compared is None and before:
+            compared = Comparison(_gain(trial, before[-1]), maximize=trial.direction == "maximize")
+        known = {each.name: getattr(trial, each.name) for each in fields(trial)}
+        steps.append(
+            KeptTrial(
+                **{**known, "compared": compared},
+                gain=compared.improvement if compared else None,
+                total_gain=_gain(trial, before[0]) if before else None,
+            )
+        )
         before.append(trial)
     return steps
 
