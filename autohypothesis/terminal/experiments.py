@@ -91,10 +91,8 @@ def near_misses_text(near: Sequence[tuple[Mapping[str, Any], Comparison]]) -> Re
     more = f", {len(near) - NEAR:,} more" if len(near) > NEAR else ""
     command = as_called(f"{RUN_AT_MORE_SEEDS} {near[0][0]['id']}")
     return Group(
-        titled(f"near misses{more}", listing(rows)),
-        Text.assemble(
-            "run one at more seeds: ", (command, "cyan"), no_wrap=True, overflow="ignore"
-        ),
+        titled(f"near misses{more}; to run one at more seeds:", listing(rows)),
+        Text(f"→ {command}", "cyan"),
     )
 
 
