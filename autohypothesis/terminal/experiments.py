@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.installation import as_called
+from autohypothesis.installation import suggested
 from autohypothesis.plain import plain_line
 from autohypothesis.records.comparison import (
     DELTA,
@@ -89,7 +89,7 @@ def near_misses_text(near: Sequence[tuple[Mapping[str, Any], Comparison]]) -> Re
         for row, compared in near[:NEAR]
     ]
     more = f", {len(near) - NEAR:,} more" if len(near) > NEAR else ""
-    command = as_called(f"{RUN_AT_MORE_SEEDS} {near[0][0]['id']}")
+    command = suggested(f"{RUN_AT_MORE_SEEDS} {near[0][0]['id']}")
     return Group(
         titled(f"near misses{more}; to run one at more seeds:", listing(rows)),
         Text(f"→ {command}", "cyan"),
