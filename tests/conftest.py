@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis import sandbox, system
+from autohypothesis import installation, sandbox, system
 from autohypothesis.engine import devices
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,6 +180,8 @@ def called(*words: str, cwd: Path, **env: str) -> Answer:
             orchestrator.main()
         except SystemExit as ended:
             code = ended.code
+        finally:
+            installation.given.clear()  # of this command line, as a process of its own forgets it
     assert code is None or isinstance(code, int), code
     return Answer(words, code or 0, said[0], said[1])
 
