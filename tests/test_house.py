@@ -105,7 +105,7 @@ def _words(node: ast.expr) -> set[str]:
 STARTERS = {
     "shim.py": "the shim itself",
     "processes.py": "the training and its scoring",
-    "devices.py": "the process that asks NVML, which may hang",
+    "gpus.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "files.py": "chmod and rm, for folders that Python cannot delete",
     "environment.py": "another Python, to ask which packages it has, and where",

@@ -26,7 +26,7 @@ from autohypothesis.errors import (
 )
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.devices import Gpu
+    from autohypothesis.engine.gpus import Gpu
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.devices import Machine
 
@@ -114,7 +114,8 @@ def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
         "gpus": [
             {"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid,
              "vram_mb": round(gpu.memory_mb), "visible": int(gpu.visible),
-             "problem": gpu.problem or None}
+             "problem": gpu.problem or None,
+             **({} if gpu.mig is None else {"mig": gpu.mig, "parent_uuid": gpu.parent})}
             for gpu in machine.gpus
         ],
         "cpu_lanes": machine.cpu_lanes,
@@ -197,7 +198,7 @@ def _libraries() -> Iterator[Check]:
 
 def _gpu(gpu: Gpu) -> Check:
     """Describe a GPU, and foreign processes on it."""
-    name = f"gpu {gpu.index}"
+    name = f"gpu {gpu.number}"
     if gpu.problem:
         return Check(name, "warning", gpu.problem, "see `nvidia-smi`")
     details = [f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}"]

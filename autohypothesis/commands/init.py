@@ -57,7 +57,11 @@ class NamesWhatLacksItsValue(Command):
 
 Gpus = Annotated[
     str | None,
-    Option("--gpus", metavar="LIST", help="Indices or UUIDs, 0,1 for two; default: all."),
+    Option(
+        "--gpus",
+        metavar="LIST",
+        help="Indices or UUIDs, 0,1 for two, 0:1 for a MIG device; default: all.",
+    ),
 ]
 CpuWorkers = Annotated[
     int | None, Option("--cpu-workers", metavar="N", help="Workers on a core each.")

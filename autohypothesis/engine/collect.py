@@ -330,10 +330,17 @@ def _other_device(document: Mapping[str, Any]) -> str:
     device = document.get("device") or {}
     reported = (document.get("metrics") or {}).get("device_uuid")
     leased = str(device.get("uuid"))
-    is_leased = str(reported).strip().lower() == leased.lower()
-    if device.get("kind") != "cuda" or reported is None or is_leased:
+    if device.get("kind") != "cuda" or reported is None:
+        return ""
+    # CUDA names a MIG device by its own UUID or by that of its GPU, and neither with its prefix.
+    if _plain_uuid(reported) in map(_plain_uuid, filter(None, (leased, device.get("parent")))):
         return ""
     return f"the training reports device {reported!s:.60}, leased was {leased}"
+
+
+def _plain_uuid(name: object) -> str:
+    """Return a UUID without `GPU-` or `MIG-` before it, and instances of a MIG device after it."""
+    return str(name).strip().lower().removeprefix("mig-").removeprefix("gpu-").partition("/")[0]
 
 
 def _metrics(

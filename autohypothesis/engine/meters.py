@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.devices import Gpu
+from autohypothesis.engine.gpus import Gpu
 from autohypothesis.engine.shim import Clock, Launch
 from autohypothesis.system import LINUX, FileWatch
 

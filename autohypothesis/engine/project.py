@@ -28,7 +28,8 @@ from autohypothesis.engine.reference import (
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import default_task, load_task
 from autohypothesis.errors import AutohypothesisError, SettleError, UsageError
-from autohypothesis.installation import as_called
+from autohypothesis.installation import IN_CLONE, as_called, is_clone
+from autohypothesis.plain import plain_line, templates
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
 from autohypothesis.records.git import EXPERIMENTS, Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
@@ -319,6 +320,7 @@ FILES = {
     "program.md": "program.md",
     "SKILL.md": "SKILL.md",
     "task.yaml": "tasks/pretrain/task.yaml",
+    "task.schema.json": "tasks/task.schema.json",
 }
 """The files of a search, and where they lie in `source_folder`; all else is made on use."""
 OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
@@ -357,10 +359,22 @@ def make_repository(root: Path) -> bool:
         if name.endswith(".md"):  # pages name the command line as it is called here
             page = (root / name).read_text(encoding="utf-8")
             (root / name).write_text(as_called(page), encoding="utf-8")
+    task = root / "task.yaml"
+    text = task.read_text(encoding="utf-8")
+    task.write_text(text.replace("$schema=../task", "$schema=task", 1), encoding="utf-8")
+    (root / "README.md").write_text(_readme(root.name), encoding="utf-8")
     ignored = "\n".join((*OWN_IGNORED, "# made on use", *Layout(root).git_exclude_patterns))
     (root / ".gitignore").write_text(f"{ignored}\n", encoding="utf-8")
     Repository.create(root, "Start: the training pair and its task")
     return True
+
+
+def _readme(name: str) -> str:
+    """Return the first page of a new research repository."""
+    clone = is_clone()
+    program = f"{IN_CLONE} --repo PATH" if clone else "autohypothesis"
+    page = templates(Path(__file__).parent / "templates").get_template("new_readme.md.j2")
+    return page.render(name=plain_line(name), clone=clone, program=program)
 
 
 def _is_made(root: Path) -> bool:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine import shim
-from autohypothesis.engine.devices import Gpu, GpuSampler, release
+from autohypothesis.engine.devices import release
+from autohypothesis.engine.gpus import Gpu, GpuSampler
 from autohypothesis.engine.meters import (
     ClockWatch,
     GpuRecord,

@@ -497,8 +497,9 @@ def short_device_name(name: str) -> str:
     """Return `NVIDIA H100 80GB HBM3` in short: H100; a slug where there is no short name."""
     if name.strip().upper() == "CPU" or not name.strip():
         return "CPU"
+    whole, _, profile = name.partition(" MIG ")
     for short in _SHORT_NAMES:
-        if re.search(rf"\b{short}\b", name, re.IGNORECASE):
-            return short.replace(" ", "-")
+        if re.search(rf"\b{short}\b", whole, re.IGNORECASE):
+            return short.replace(" ", "-") + (f"-MIG-{profile}" if profile else "")
     words = re.sub(r"\b(?:NVIDIA|GeForce|AMD|Apple)\b", " ", name, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-") or "device"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -262,6 +264,20 @@ def test_a_published_task_file_runs_in_its_folders_and_check_shows_how_it_was_re
     ran = letters.run("--seed", "0")
     assert ran.code == 0 and len(ran.only["changed_files"]) == 1, ran.said
     assert "logging has no effect" in ran.said
+
+
+def test_on_a_terminal_an_iteration_is_a_line_to_read(letters: Letters) -> None:
+    own, terminal = pty.openpty()
+    words = [sys.executable, str(ROOT / "orchestrator.py"), "task", "run", "tasks/letters"]
+    with subprocess.Popen(
+        words, cwd=letters.root, stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE
+    ) as process:
+        os.close(terminal)
+        process.communicate(timeout=120)
+    shown = os.read(own, 65536).decode()
+    os.close(own)
+    assert re.search(r"(?:keep|discard)\W.*one more", shown) and '{"' not in shown, shown
+    assert len(letters.kept_lines()) == 1
 
 
 def test_a_task_that_is_not_committed_says_to_commit_it_first(letters: Letters) -> None:

@@ -102,6 +102,14 @@ def test_a_gpu_that_fell_off_the_bus_hides_no_other(machine: Machine) -> None:
     assert [one["problem"] for one in said["gpus"]] == ["GPU is lost", None]
 
 
+def test_mig_devices_are_listed_with_their_names_and_memory(machine: Machine) -> None:
+    divided = [{**H100, "mig": [{}, {"used_mb": 80}]}, {**H100, "uuid": "GPU-d", "mig": []}]
+    _, said, summary = machine(divided, {"cuda": "12.8", "gpu": "x", "gb": 10, "major": 9})
+    assert [(one["index"], one.get("mig")) for one in said["gpus"]] == [(0, 0), (0, 1), (1, None)]
+    assert said["gpu_name"].endswith("MIG 1g.10gb") and said["vram_mb"] == 9_856
+    assert "gpu 1: it is in MIG mode and has no MIG device" in summary
+
+
 def test_a_torch_that_cannot_be_imported_makes_nothing_ready(machine: Machine) -> None:
     code, said, summary = machine(None, "broken")
     assert (said["ready"], said["profile"], code) == (0, None, 1)

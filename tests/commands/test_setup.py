@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -107,14 +108,31 @@ def located(root: Path) -> dict[str, Any]:
 
 def test_a_new_repository_holds_what_a_search_needs_and_no_more(fresh: Path, git: Git) -> None:
     tracked = set(git(fresh, "ls-files").splitlines())
-    assert tracked == {*FILES, ".gitignore"}
-    assert {"prepare.py", "train.py", "program.md", "SKILL.md", "task.yaml"} == set(FILES)
+    assert tracked == {*FILES, ".gitignore", "README.md"}
+    pages = {"program.md", "SKILL.md", "task.yaml", "task.schema.json"}
+    assert {"prepare.py", "train.py", *pages} == set(FILES)
     assert git(fresh, "rev-list", "--count", "HEAD") == "1"
     assert git(fresh, "status", "--porcelain") == ""
     assert default_task(Repository(fresh)).id == "pretrain"
     assert default_task(Repository(fresh)).source == "task.yaml"
     for name, original in FILES.items():
-        assert (fresh / name).read_bytes() == (ROOT / original).read_bytes()
+        same = (fresh / name).read_bytes() == (ROOT / original).read_bytes()
+        assert same or name == "task.yaml"
+
+
+def test_a_new_repository_has_a_first_page_and_the_schema_that_its_task_names(fresh: Path) -> None:
+    first, *_ = (fresh / "task.yaml").read_text().splitlines()
+    schema = first.partition("$schema=")[2]
+    assert json.loads((fresh / schema).read_text())["title"] == "TaskFile"
+    page = (fresh / "README.md").read_text()
+    assert page.startswith(f"# {fresh.name}\n")
+    for name in re.findall(r"^\| `([\w.]+)`", page, re.MULTILINE):
+        assert (fresh / name).is_file(), name
+    for words in re.findall(r"^python orchestrator\.py --repo PATH ([^#\n]*)", page, re.MULTILINE):
+        answer = called("--repo", str(fresh), words.split()[0], "--help", cwd=fresh)
+        assert answer.returncode == 0 and all(
+            word in answer.stdout for word in words.split() if word.startswith("--")
+        )
 
 
 def test_what_a_search_makes_in_it_is_ignored(fresh: Path, git: Git) -> None:

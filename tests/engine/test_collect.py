@@ -126,6 +126,14 @@ def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(project: Proje
             "GPU-aaa" in result.failure_detail and uuid in result.failure_detail
         )
     assert judged(project, spec, device=GPU).failure_kind is None, "it says nothing of its device"
+    part = {**GPU, "uuid": "MIG-ccc", "parent": "GPU-aaa"}
+    older = {**GPU, "uuid": "MIG-GPU-aaa/7/0"}
+    for uuid, device, kind in (
+        ("GPU-ccc", part, None), ("GPU-aaa", part, None), ("GPU-ddd", part, "invalid"),
+        ("GPU-aaa", older, None), ("GPU-ccc", older, "invalid"),
+    ):  # fmt: skip
+        result = judged(project, spec, metrics={**metrics, "device_uuid": uuid}, device=device)
+        assert result.failure_kind == kind, (uuid, device)
 
 
 def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(

@@ -9,10 +9,14 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import devices
-from autohypothesis.engine.devices import usable_gpus
+from autohypothesis.engine.gpus import all_gpus, usable_gpus
+from autohypothesis.engine.task import platform_key, short_device_name
 from autohypothesis.errors import LeaseError
 
 Machine = Callable[..., None]
+UUID = [f"GPU-{n}{n}{n}{n}aaaa-0000-4000-8000-00000000000{n}" for n in range(8)]
+MIG = [f"MIG-{n}{n}{n}{n}bbbb-0000-4000-8000-000000000001" for n in range(8)]
+"""MIG devices of GPU 1."""
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,77 @@ def test_two_threads_of_one_core_are_one_cpu_slot(monkeypatch: pytest.MonkeyPatc
         system, "_read_word", lambda path: "0,2" if "cpu0/" in path or "cpu2/" in path else "1,3"
     )
     assert [slot.cores for slot in devices.cpu_slots()] == [(0,), (1,)]
+
+
+# ── MIG devices ─────────────────────────────────────────────────────────────────────────────
+
+DIVIDED = [{}, {"mig": [{}, None, {"used_mb": 99}]}, {"mig": []}, {"mig": None}]
+"""GPU 1 has MIG devices 0 and 2, GPU 2 is in MIG mode without one, GPU 3 may be divided."""
+
+
+def test_mig_devices_stand_in_the_place_of_their_gpu(machine: Machine) -> None:
+    machine(devices=DIVIDED)
+    found, _ = all_gpus({})
+    assert [gpu.number for gpu in found] == ["0", "1:0", "1:2", "2", "3"]
+    first, second = found[1:3]
+    assert first.uuid.startswith("MIG-") and first.parent == UUID[1] and first.mig == 0
+    assert first.name == "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    assert (second.memory_mb, second.used_mb) == (9_856, 99)
+    assert (second.utilisation, second.energy_j, second.power_w) == (None, None, None)
+    assert "has no MIG device" in found[3].problem
+    offered = devices.devices("cuda")
+    assert [device.uuid for device in offered] == [found[at].uuid for at in (0, 1, 2, 4)]
+    assert len({devices.lease_of(device).path for device in offered}) == 4
+
+
+@pytest.mark.parametrize(
+    ("mask", "seen"),
+    [
+        (MIG[2], ["1:2"]),
+        (f"{MIG[2]},{MIG[0]},0", ["1:2", "1:0", "0"]),
+        (f"MIG-{UUID[1]}/9/0", ["1:2"]),
+        ("MIG-2222", ["1:2"]),
+        ("1", ["1:0", "1:2"]),
+        (UUID[1], ["1:0", "1:2"]),
+        (f"MIG-{UUID[1]}", []),
+        (f"MIG-{UUID[1]}/1/0", []),
+        ("MIG-9", []),
+        (f"0,MIG-no,{MIG[0]}", ["0"]),
+        ("1:0", []),
+    ],
+)
+def test_a_mig_mask_offers_what_it_names(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, mask: str, seen: list[str]
+) -> None:
+    machine(devices=DIVIDED)
+    found, why_none = usable_gpus({"CUDA_VISIBLE_DEVICES": mask})
+    assert [gpu.number for gpu in found] == seen
+    assert bool(why_none) == (not seen)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert sum(gpu.visible for gpu in all_gpus()[0]) == len(seen)
+
+
+def test_a_driver_that_names_a_mig_device_like_its_gpu_does_not_hide_its_size(
+    machine: Machine,
+) -> None:
+    machine(devices=[{"mig": [{"name": "NVIDIA H100 80GB HBM3", "memory_mb": 20_096}]}])
+    (slice_,), _ = all_gpus()
+    assert slice_.name == "NVIDIA H100 80GB HBM3 MIG 1g.20gb"
+
+
+def test_a_mig_device_that_does_not_answer_hides_no_other(machine: Machine) -> None:
+    machine(devices=[{"mig": [{"lost": True}, {}]}])
+    lost, found = all_gpus()[0]
+    assert lost.problem and not found.problem and found.number == "0:1"
+
+
+def test_a_slice_and_a_whole_card_are_two_platforms() -> None:
+    keys = {
+        platform_key(
+            device_name=name, profile_hash="", data_hash="", task_hash="", budget_seconds=1,
+            clock="wall",
+        )
+        for name in ("NVIDIA H100", "NVIDIA H100 MIG 1g.10gb", "NVIDIA H100 MIG 2g.20gb")
+    }  # fmt: skip
+    assert len(keys) == 3
+    assert short_device_name("NVIDIA H100 80GB HBM3 MIG 1g.10gb") == "H100-MIG-1g.10gb"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.devices import all_gpus
+from autohypothesis.engine.gpus import all_gpus
 from autohypothesis.errors import LeaseError, UsageError
 from autohypothesis.fleet.roster.devices import choose
 
@@ -55,6 +55,25 @@ def test_nothing_outside_an_inherited_mask_is_taken(
     assert [one.worker_id for one in choose("3")[0]] == ["gpu3"]
     with pytest.raises(UsageError, match=r"GPU-0000aaaa.* is outside CUDA_VISIBLE_DEVICES"):
         choose("0")
+
+
+def test_mig_devices_are_named_by_uuid_or_number_and_their_gpu_never(machine: Machine) -> None:
+    machine(devices=[{}, {"mig": [{}, None, {}]}, {"mig": []}])
+    workers = choose()[0]
+    assert [one.worker_id for one in workers] == ["gpu0", "gpu1-mig0", "gpu1-mig2"]
+    assert [one.gpu_id for one in workers] == ["0", "1:0", "1:2"]
+    assert [one.device[:8] for one in workers] == ["GPU-0000", "MIG-0000", "MIG-2222"]
+    for words in ("1:2,1:0", "MIG-0000,MIG-2222", f"{workers[1].device},1:2"):
+        assert choose(words)[0] == workers[1:]
+    for words in ("1", "GPU-1111", "0,1"):
+        with pytest.raises(UsageError, match="is in MIG mode") as refused:
+            choose(words)
+        assert "--gpus 1:0,1:2" in refused.value.hint and workers[2].device in refused.value.hint
+    for words in ("1:1", "2", "0:0", "MIG-1"):
+        with pytest.raises(UsageError, match="there is no"):
+            choose(words)
+    with pytest.raises(UsageError, match="GPU 1:0 twice"):
+        choose("1:0,MIG-0000")
 
 
 @pytest.mark.usefixtures("machine")

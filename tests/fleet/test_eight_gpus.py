@@ -155,6 +155,20 @@ def test_trainings_at_once_see_their_own_device_only(machine: Machine) -> None:
         assert read_json(machine.run_of(one).result)["status"] == "completed"
 
 
+def test_a_training_sees_the_mig_device_that_it_has_leased(machine: Machine) -> None:
+    machine.say(g1={"mig": [{}, {}]})
+    workers = machine.init("--gpus", "1:0,1:1")["workers"]
+    ids = {worker["device"]: machine.dispatch(worker["worker_id"]) for worker in workers}
+    machine.work(*(worker["worker_id"] for worker in workers))
+    wait_until(lambda: len(machine.queue.done_ids()) == len(ids))
+    for uuid, one in ids.items():
+        assert uuid.startswith("MIG-") and machine.saw(one) == [uuid]
+        assert read_json(machine.run_of(one).result)["status"] == "completed"
+        assert read_json(machine.run_of(one).exit)["device"]["parent"] == UUID[1]
+        runtime = read_json(machine.run_of(one).metadata)["runtime"]
+        assert runtime["gpu_name"].endswith("MIG 1g.10gb")
+
+
 def test_under_a_mask_a_worker_still_pins_by_uuid(machine: Machine) -> None:
     """And one whose device is outside of it does not train."""
     machine.init("--gpus", "2,5")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import failures
-from autohypothesis.engine.devices import Device, Gpu
+from autohypothesis.engine.devices import Device
+from autohypothesis.engine.gpus import Gpu
 from autohypothesis.engine.meters import GpuRecord
 from tests.conftest import ROOT, wait_until
 from tests.shim.conftest import Start

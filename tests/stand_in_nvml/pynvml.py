@@ -6,7 +6,10 @@ where modules are, and no variable of ours. What the file says holds from the ne
 every process that runs with it; without one eight idle devices are there. Keys of the file:
 `driver` (false: none answers) and `devices`, a list of objects with `uuid`, `name`, `memory_mb`,
 `used_mb`, `processes` ([[pid, MiB], ...]), `throttle` (bits), `lost` (it has fallen off the bus),
-`hang`.
+`hang`, `mig`: a list of MIG devices with the same keys and `gi`, `ci` (null: a number without one).
+
+A handle is a UUID. As in the real module, a MIG device answers for its name, memory and processes,
+and refuses load, power, energy and clocks; a GPU in MIG mode refuses its load.
 """
 
 import json
@@ -16,7 +19,13 @@ from types import SimpleNamespace
 
 COUNT = 8
 BESIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "gpus.json")
-WORDS = {3: "Not Supported", 6: "Not Found", 9: "Driver Not Loaded", 15: "GPU is lost"}
+WORDS = {
+    2: "Invalid Argument",
+    3: "Not Supported",
+    6: "Not Found",
+    9: "Driver Not Loaded",
+    15: "GPU is lost",
+}
 
 
 class NVMLError(Exception):
@@ -46,8 +55,21 @@ def _devices() -> list[dict]:
     return [{**idle(index), **one} for index, one in enumerate(named)]
 
 
+def _slices(device: dict) -> list[dict | None]:
+    return [
+        None if one is None else {
+            "name": f"{device['name']} MIG 1g.10gb", "memory_mb": 9_856, "used_mb": 13,
+            "processes": [], "gi": 7 + number, "ci": 0,
+            "uuid": f"MIG-{number}{number}{number}{number}bbbb{device['uuid'][-28:]}", **one,
+        }
+        for number, one in enumerate(device.get("mig") or ())
+    ]  # fmt: skip
+
+
 def _device(uuid: str) -> dict:
-    found = [one for one in _devices() if one["uuid"] == uuid]
+    whole = _devices()
+    found = [one for one in whole if one["uuid"] == uuid]
+    found += [one for gpu in whole for one in _slices(gpu) if one and one["uuid"] == uuid]
     if not found:
         raise NVMLError(6)
     if found[0].get("hang"):
@@ -90,22 +112,70 @@ def nvmlDeviceGetMemoryInfo(handle: str) -> SimpleNamespace:
     return SimpleNamespace(used=device["used_mb"] << 20, total=device["memory_mb"] << 20)
 
 
+def _whole(handle: str) -> dict:
+    """The GPU; what MIG devices refuse is asked through this."""
+    device = _device(handle)
+    if "gi" in device:
+        raise NVMLError(3)
+    return device
+
+
+def nvmlDeviceGetMigMode(handle: str) -> list[int]:
+    device = _whole(handle)
+    if "mig" not in device:
+        raise NVMLError(3)
+    return [int(device["mig"] is not None), 1]
+
+
+def nvmlDeviceGetMaxMigDeviceCount(handle: str) -> int:
+    return 7 if _whole(handle).get("mig") is not None else 0
+
+
+def nvmlDeviceGetMigDeviceHandleByIndex(handle: str, index: int) -> str:
+    slices = _slices(_whole(handle))
+    if index >= len(slices) or slices[index] is None:
+        raise NVMLError(6)
+    return slices[index]["uuid"]
+
+
+def nvmlDeviceGetGpuInstanceId(handle: str) -> int:
+    return _instance(handle)["gi"]
+
+
+def nvmlDeviceGetComputeInstanceId(handle: str) -> int:
+    return _instance(handle)["ci"]
+
+
+def nvmlDeviceGetAttributes(handle: str) -> SimpleNamespace:
+    device = _instance(handle)
+    return SimpleNamespace(gpuInstanceSliceCount=1, memorySizeMB=device["memory_mb"])
+
+
+def _instance(handle: str) -> dict:
+    device = _device(handle)
+    if "gi" not in device:
+        raise NVMLError(2)
+    return device
+
+
 def nvmlDeviceGetUtilizationRates(handle: str) -> SimpleNamespace:
+    if _whole(handle).get("mig") is not None:
+        raise NVMLError(3)
     return SimpleNamespace(gpu=_device(handle).get("utilisation", 0))
 
 
 def nvmlDeviceGetTotalEnergyConsumption(handle: str) -> int:
-    _device(handle)
+    _whole(handle)
     return int(time.monotonic() * 200_000)
 
 
 def nvmlDeviceGetPowerUsage(handle: str) -> int:
-    _device(handle)
+    _whole(handle)
     return 200_000
 
 
 def nvmlDeviceGetCurrentClocksThrottleReasons(handle: str) -> int:
-    return _device(handle).get("throttle", 0)
+    return _whole(handle).get("throttle", 0)
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: str) -> list[SimpleNamespace]:

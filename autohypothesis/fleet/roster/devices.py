@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
-from autohypothesis.engine.devices import Gpu, all_gpus, cuda_version, usable_gpus
+from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, mig_devices_of, usable_gpus
 from autohypothesis.engine.inputs import SCRIPT, TIMEOUT_S
 from autohypothesis.engine.project import source_folder
 from autohypothesis.engine.task_file import has_option
@@ -33,8 +33,13 @@ from autohypothesis.records.layout import checked_id
 from autohypothesis.schema import Worker
 
 MASK = "CUDA_VISIBLE_DEVICES"
-_ID = re.compile(r"0|[1-9][0-9]{0,3}|GPU-[0-9A-Za-z-]{1,80}")
-_HINT = "name indices as `nvidia-smi -L` prints them, or UUIDs: --gpus 0,1"
+_ID = re.compile(
+    r"(?:0|[1-9][0-9]{0,3})(?::[0-9]{1,2})?|GPU-[0-9A-Za-z-]{1,80}|MIG-[0-9A-Za-z/-]{1,90}"
+)
+_HINT = (
+    "name indices as `nvidia-smi -L` prints them, or UUIDs: --gpus 0,1; MIG devices by UUID, or as"
+    " GPU:DEVICE: --gpus 0:0,0:1"
+)
 
 
 def choose(
@@ -59,7 +64,8 @@ def choose(
         raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
     found, why_none = usable_gpus()
     if found:
-        return [_gpu_worker(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)], []
+        in_order = sorted(found, key=lambda gpu: (gpu.index, gpu.mig or 0))
+        return [_gpu_worker(gpu) for gpu in in_order], []
     try:
         engine.best_kind()
     except LeaseError as error:
@@ -86,7 +92,8 @@ def _cpu_workers(count: int) -> list[Worker]:
 
 
 def _gpu_worker(gpu: Gpu) -> Worker:
-    return Worker(worker_id=f"gpu{gpu.index}", gpu_id=str(gpu.index), device=gpu.uuid, kind="cuda")
+    name = f"gpu{gpu.index}" if gpu.mig is None else f"gpu{gpu.index}-mig{gpu.mig}"
+    return Worker(worker_id=name, gpu_id=gpu.number, device=gpu.uuid, kind="cuda")
 
 
 def _words(text: str) -> list[str]:
@@ -116,38 +123,48 @@ def _named_gpus(words: Sequence[str]) -> tuple[list[Worker], list[str]]:
         gpu = _matching_gpu(word, everything)
         if gpu not in visible:
             mask = os.environ.get(MASK, "")
-            indices = ", ".join(str(other.index) for other in visible)
+            indices = ", ".join(other.number for other in visible)
             raise UsageError(
                 f"--gpus {word}: {gpu.name} {gpu.uuid} is outside {MASK}={mask}",
                 hint=f"name one of {indices or 'none'}, or change {MASK}",
             )
         if gpu.uuid in taken:
-            raise UsageError(f"--gpus names GPU {gpu.index} twice: {taken[gpu.uuid]} and {word}")
+            raise UsageError(f"--gpus names GPU {gpu.number} twice: {taken[gpu.uuid]} and {word}")
         taken[gpu.uuid] = word
     return [_gpu_worker(gpu) for gpu in everything if gpu.uuid in taken], []
 
 
 def _matching_gpu(word: str, everything: Sequence[Gpu]) -> Gpu:
-    """Return the GPU that `word` names: an index, or a UUID or the beginning of one."""
-    matching = [
-        gpu
-        for gpu in everything
-        if word == str(gpu.index) or gpu.uuid.lower().startswith(word.lower())
-    ]
+    """Return the GPU that `word` names: an index, or a UUID or the beginning of one.
+
+    Raises:
+        UsageError: there is none, there are several, or it is in MIG mode and runs nothing itself.
+    """
+    if parts := mig_devices_of(word, everything):
+        raise UsageError(
+            f"--gpus {word}: GPU {parts[0].index} is in MIG mode, where only its MIG devices run"
+            " anything",
+            hint="name them: --gpus "
+            + ",".join(gpu.number for gpu in parts)
+            + f" ({', '.join(f'{gpu.number} is {gpu.name} {gpu.uuid}' for gpu in parts)})",
+        )
+    matching = [gpu for gpu in everything if word == gpu.number or gpu.is_named(word)]
     if len(matching) == 1:
         return matching[0]
-    several = ", ".join(str(gpu.index) for gpu in matching)
+    several = ", ".join(gpu.number for gpu in matching)
     raise UsageError(
         f"--gpus {word}: "
         + (f"{word} may be any of {several}" if several else f"there is no {word}"),
-        hint=f"there are {', '.join(f'{gpu.index} ({gpu.uuid})' for gpu in everything)}",
+        hint=f"there are {', '.join(f'{gpu.number} ({gpu.uuid})' for gpu in everything)}",
     )
 
 
 def _unknown(word: str) -> Worker:
     """Return the worker of a GPU that no driver shows, named after what was typed."""
     stem = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
-    name = f"gpu{word}" if word.isdigit() else checked_id(stem[:40].strip("-"))
+    name = (
+        f"gpu{word.replace(':', '-mig')}" if word[0].isdigit() else checked_id(stem[:40].strip("-"))
+    )
     return Worker(worker_id=name, gpu_id=word, kind="cuda")
 
 
@@ -156,10 +173,10 @@ def device_users(uuids: Sequence[str]) -> list[str]:
     lines = []
     for gpu in all_gpus()[0] if uuids else ():
         if gpu.problem and (gpu.uuid in uuids or not gpu.uuid):
-            lines.append(f"GPU {gpu.index} does not answer: {gpu.problem}")
+            lines.append(f"GPU {gpu.number} does not answer: {gpu.problem}")
         elif gpu.processes and gpu.uuid in uuids:
             users = ", ".join(f"pid {pid}" for pid, _ in gpu.processes[:4])
-            lines.append(f"GPU {gpu.index} is used by {users} ({gpu.used_mb:.0f} MiB)")
+            lines.append(f"GPU {gpu.number} is used by {users} ({gpu.used_mb:.0f} MiB)")
     return lines
 
 
