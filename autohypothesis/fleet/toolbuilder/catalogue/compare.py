@@ -1,4 +1,4 @@
-"""Two runs side by side: settings that differ, metrics, and the difference in units of noise.
+"""Two runs side by side: what differs in settings, code and metrics, and how far that is noise.
 
 The noise is the spread of repeated runs of one commit on the first run's platform, as `noise` has
 it; a difference of less than two standard deviations of a pair may be chance.
@@ -53,9 +53,11 @@ def compare(research: Path, names: list[str]) -> dict[str, Any]:
         a, b = number(first.get(key)), number(second.get(key))
         if a is not None or b is not None:
             metrics[key] = [a, b, None if a is None or b is None else b - a]
+    codes = [str(row.get("code_hash") or "") for row in (first, second)]
     return {
         "tool": "compare",
         "runs": names,
+        "same_code": codes[0] == codes[1] if all(codes) else None,
         "metric": first.get("metric_name", ""),
         "facts": {key: [first.get(key), second.get(key)] for key in FACTS},
         "settings": {
@@ -109,9 +111,15 @@ def text(found: dict[str, Any]) -> str:
     table += [[key, *map(cell, pair), ""] for key, pair in found["settings"].items()]
     if not found["settings"]:
         table.append(["(the settings are the same)", "", "", ""])
+    commits = " ".join(str(commit)[:12] for commit in found["facts"]["commit"])
+    code = {
+        None: "the code: not known, a record is of an older version",
+        True: "the code is the same but for the settings",
+        False: f"the code is another one: git diff {commits}",
+    }[found["same_code"]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    return "\n".join([*lines, "", found["verdict"]])
+    return "\n".join([*lines, "", code, found["verdict"]])
 
 
 def cell(value: Any) -> str:
@@ -124,6 +132,7 @@ def self_test() -> None:
         return {
             "id": name, "commit": commit, "metric_value": value, "platform_key": "p",
             "execution_status": "completed", "metric_name": "val_bpb", "num_steps": 10,
+            "code_hash": "" if commit == "b" else "edited" if value > 1 else "as it was",
         }  # fmt: skip
 
     rows = [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")]
@@ -131,13 +140,14 @@ def self_test() -> None:
                for name, depth in (("a-1", 2), ("b-1", 3))}  # fmt: skip
     with folder_of(rows, configs) as research:
         found = compare(research, ["a-1", "b-1"])
-        assert found["settings"] == {"depth": [2, 3]}, found
+        assert found["settings"] == {"depth": [2, 3]} and found["same_code"] is None, found
         # the variance of 1.0 and 1.2 is 0.02, that of a pair 0.04
         assert math.isclose(found["sd_pair"], 0.2), found
         assert math.isclose(found["difference"], -0.5), found
         assert math.isclose(found["units_of_noise"], -2.5), found
         assert found["verdict"].startswith("better"), found
-        assert compare(research, ["a-1", "a-2"])["verdict"].startswith("within noise")
+        again = compare(research, ["a-1", "a-2"])
+        assert again["verdict"].startswith("within noise") and again["same_code"] is False, again
         try:
             compare(research, ["a-1", "none"])
         except SystemExit:

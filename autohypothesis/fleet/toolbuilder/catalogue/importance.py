@@ -1,10 +1,10 @@
 """Which settings explain the metric, over the completed runs of the active tag.
 
-Two answers, and the number of runs behind each. The direct one: pairs of runs that differ in one
-setting only, and by how much the metric differs between them. The indirect one, over all runs: the
-rank correlation with the metric, and the share that PED-ANOVA gives a setting where optuna is at
-hand and there are enough different runs. The direct answer is to be trusted more; both are about
-the values that were tried, and no others.
+Two answers, and the number of runs behind each. The direct one: pairs of runs of the same code
+that differ in one setting only, and by how much the metric differs between them. The indirect one,
+over all runs of one code, that with the most: the rank correlation with the metric, and the share
+that PED-ANOVA gives a setting where optuna is at hand and there are enough different runs. The
+direct answer is to be trusted more; both are about the values that were tried, and no others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import warnings
 from bisect import bisect_left, bisect_right
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     Row,
@@ -33,7 +33,16 @@ from autohypothesis.fleet.toolbuilder.catalogue.reader import (
 )
 
 Settings = dict[str, Any]
-Tried = tuple[Settings, float]
+
+
+class Tried(NamedTuple):
+    """One choice of settings on one code."""
+
+    settings: Settings
+    value: float
+    code: str
+    """Runs of older versions do not say it, and are taken for runs of one code."""
+
 
 ENOUGH = 12
 """Different settings; below that PED-ANOVA tells chance."""
@@ -52,38 +61,43 @@ def key(value: Any) -> str:
 
 
 def tried(research: Path, runs: list[Row]) -> list[Tried]:
-    """Return each different choice of settings once, with the mean of its runs."""
+    """Return each different choice of settings and code once, with the mean of its runs."""
     found = [
-        (settings, float(run["metric_value"]))
+        Tried(settings, float(run["metric_value"]), str(run.get("code_hash", "")))
         for run in runs
         if (settings := read_settings(research, str(run["id"])))
     ]
     return [
-        (same[0][0], statistics.fmean(value for _, value in same))
-        for same in grouped(found, lambda entry: key(entry[0]))
+        same[0]._replace(value=statistics.fmean(entry.value for entry in same))
+        for same in grouped(found, lambda entry: (entry.code, key(entry.settings)))
     ]
 
 
 def varying(found: list[Tried]) -> list[str]:
     """Return settings that every run has, and that differ between some of them."""
-    shared = set.intersection(*(set(settings) for settings, _ in found)) if found else ()
-    return sorted(name for name in shared if len({key(s[name]) for s, _ in found}) > 1)
+    shared = set.intersection(*(set(entry.settings) for entry in found)) if found else ()
+    return sorted(
+        name for name in shared if len({key(entry.settings[name]) for entry in found}) > 1
+    )
 
 
 def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
     """Return the mean size of the effect, and the change that helped most.
 
-    They are of pairs of runs that differ in `name` only.
+    They are of pairs of runs of one code that differ in `name` only.
 
     Args:
         sign: -1 where a lower metric is better.
     """
-    having = [entry for entry in found if name in entry[0]]
-    groups = grouped(having, lambda entry: key({k: v for k, v in entry[0].items() if k != name}))
+
+    def rest(entry: Tried) -> object:
+        return entry.code, key({k: v for k, v in entry.settings.items() if k != name})
+
+    having = [entry for entry in found if name in entry.settings]
     changes = [
-        (first[name], second[name], b - a)
-        for group in groups
-        for (first, a), (second, b) in combinations(group[:VALUES_LIMIT], 2)
+        (first.settings[name], second.settings[name], second.value - first.value)
+        for group in grouped(having, rest)
+        for first, second in combinations(group[:VALUES_LIMIT], 2)
     ]
     if not changes:
         return {"pairs": 0, "effect": None, "best_change": None}
@@ -104,11 +118,11 @@ def ranks(values: list[float]) -> list[float]:
 
 def rank_correlation(found: list[Tried], name: str) -> float | None:
     """Return Spearman's, between a numeric setting and the metric; None for other settings."""
-    values = [settings[name] for settings, _ in found]
+    values = [entry.settings[name] for entry in found]
     if len(found) < 3 or None in map(number, values):
         return None
     try:
-        return statistics.correlation(ranks(values), ranks([value for _, value in found]))
+        return statistics.correlation(ranks(values), ranks([entry.value for entry in found]))
     except statistics.StatisticsError:  # all values of the metric are equal
         return None
 
@@ -128,7 +142,7 @@ def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float
     columns: dict[str, list[Any]] = {}
     spaces: dict[str, Any] = {}
     for name in names:
-        values = [settings[name] for settings, _ in found]
+        values = [entry.settings[name] for entry in found]
         if None in map(number, values):
             columns[name] = list(map(key, values))
             spaces[name] = CategoricalDistribution(sorted(set(columns[name])))
@@ -136,9 +150,10 @@ def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float
             columns[name] = list(map(float, values))
             spaces[name] = FloatDistribution(min(columns[name]), max(columns[name]))
     study = optuna.create_study(direction="minimize" if sign < 0 else "maximize")
-    for index, (_, value) in enumerate(found):
+    for index, entry in enumerate(found):
         params = {name: columns[name][index] for name in names}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
+        trial = optuna.trial.create_trial(params=params, distributions=spaces, value=entry.value)
+        study.add_trial(trial)
     try:
         evaluator = PedAnovaImportanceEvaluator()
         return dict(get_param_importances(study, evaluator=evaluator, params=names))
@@ -159,14 +174,17 @@ def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
     runs = measured(rows, tag)
     found, last = tried(research, runs), runs[-1] if runs else {}
     sign = 1.0 if last.get("direction") == "maximize" else -1.0
-    names = varying(found)
-    given = shares(found, names, sign)
+    codes = grouped(found, lambda entry: entry.code)
+    most = max(codes, key=len, default=[])
+    names = sorted({name for code in codes for name in varying(code)})
+    own = varying(most)
+    given = shares(most, own, sign)
     settings = [
         {
             "name": name,
-            "values": len({key(entry[name]) for entry, _ in found}),
+            "values": len({key(e.settings[name]) for e in found if name in e.settings}),
             **direct(found, name, sign),
-            "rank_correlation": rank_correlation(found, name),
+            "rank_correlation": rank_correlation(most, name) if name in own else None,
             "share": given.get(name),
         }
         for name in names
@@ -178,17 +196,24 @@ def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
         "metric": last.get("metric_name", ""),
         "runs": len(runs),
         "different": len(found),
+        "codes": len(codes),
         "settings": settings[::-1],
-        "note": note(len(found), names, bool(given)),
+        "note": note(len(most), names, bool(given), len(codes)),
     }
 
 
-def note(different: int, names: list[str], given: bool) -> str:
+def note(different: int, names: list[str], given: bool, codes: int) -> str:
+    """Return what limits the answer.
+
+    Args:
+        different: the choices of settings on the code that has the most.
+    """
+    of = f" on the one of {codes} codes that has the most" if codes > 1 else ""
     if different < 2 or not names:
-        return f"too little: {different} different settings have completed"
+        return f"too little: {different} different settings have completed{of}"
     if not given:
-        return f"no shares: {different} different settings, {ENOUGH} are needed, and optuna"
-    return ""
+        return f"no shares: {different} different settings{of}, {ENOUGH} are needed, and optuna"
+    return f"correlation and share are of {different} different settings{of}" if of else ""
 
 
 def text(found: dict[str, Any]) -> str:
@@ -240,6 +265,11 @@ def self_test() -> None:
     ran(5.0, depth=3, rate=0.2, word="same")  # a repeat is averaged, and is no pair
     assert found()["different"] == 6 and found()["settings"][0]["pairs"] == 6
     assert found("none")["settings"] == []
+    for depth in (1, 2):  # an edit that gains 5 at any depth: its gain is no setting's
+        ran(5.0 - 2 * depth, depth=depth, rate=0.1, word="same")
+        rows[-1]["code_hash"] = "edited"
+    assert found()["codes"] == 2 and found()["settings"][0]["pairs"] == 7, found()
+    assert math.isclose(found()["settings"][0]["best_change"]["difference"], -4.0), found()
     for deeper in range(4, 4 + ENOUGH):
         ran(10.0 - 2 * deeper, depth=deeper, rate=0.1, word="same")
     given = [setting["share"] for setting in found()["settings"]]
