@@ -962,6 +962,8 @@ class QueueEntry(Strict):
     title: str
     rationale: str = ""
     config_overrides: dict[str, Setting] = {}
+    change: str = ""
+    """Of one without `config_overrides`: what kind of edit it is."""
     priority: Number = 0.0
     status: QueueStatus = "pending"
     assigned_worker: str | None = None

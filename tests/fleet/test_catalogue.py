@@ -121,6 +121,24 @@ def test_a_ledger_that_is_empty_torn_or_strange_is_no_error(
     assert answer.returncode == (1 if name == "compare" else 0)
 
 
+def test_the_gain_of_an_edit_is_not_that_of_a_setting(research: Research) -> None:
+    base = research.run(2.0, settings={"depth": 2, "lr": 0.1}, code_hash="a")
+    research.run(1.9, settings={"depth": 3, "lr": 0.1}, code_hash="a")
+    edited = research.run(1.0, settings={"depth": 2, "lr": 0.1}, code_hash="b")
+    research.run(1.2, settings={"depth": 4, "lr": 0.1}, code_hash="b")
+    found = research.figure("importance")
+    (depth,) = found["settings"]
+    assert (found["codes"], found["different"], depth["pairs"]) == (2, 4, 2)
+    assert depth["effect"] == pytest.approx((0.1 + 0.2) / 2)
+    assert "one of 2 codes" in found["note"]
+    compared = research.figure("compare", base, edited)
+    assert (compared["settings"], compared["same_code"]) == ({}, False)
+    assert (
+        f"the code is another one: git diff {base[:12]}"
+        in research.call("compare", base, edited).stdout
+    )
+
+
 def test_a_seed_that_was_run_often_counts_once_across_seeds(research: Research) -> None:
     for seed, value in ((1, 1.0), (1, 1.0), (1, 1.0), (2, 3.0)):
         research.run(value, commit="a", seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import Any
 
@@ -16,11 +17,13 @@ from autohypothesis.fleet.observer.search_state import (
     SearchState,
 )
 from autohypothesis.fleet.single_loop import LoopSession
+from autohypothesis.fleet.sync import sync
 from autohypothesis.records import bundles, jsonl
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.history import DecisionHistory, LiveHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import (
+    Brief,
     Decision,
     Hypothesis,
     Metadata,
@@ -78,6 +81,44 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     told.closed[0].title = "edited by a proposer"
     assert watched.queue.done()[0].title == "baseline", "a proposer has copies"
     hand.end(watched, one, handle)
+
+
+def test_an_edit_of_the_code_is_told_from_the_reference_wherever_the_search_is_described(
+    fleet_project: Project,
+) -> None:
+    def patch(title: str, old: str, new: str) -> Proposal:
+        base = fleet_project.reference()
+        made = commit_of(fleet_project, {old: new})
+        return Proposal(title=title, patch=fleet_project.repository.diff(base, made))
+
+    edit = patch("a fifth", "RATE / 10", "RATE / 100")
+    value = patch("by hand", "RATE = 1.0", "RATE = 0.5")
+    hand, listed = Hands(fleet_project, "w0"), Listed([[edit], [value], [idea(WIDTH=9)]])
+    watched = observer(fleet_project, listed)
+    turns(watched, lambda: watched.history.counted() == 4, hand)
+    told = state_of(fleet_project).situation(watched.queue)
+    trials = {trial.title: trial for trial in told.trials}
+    same = {title: trial.code_hash == told.code_hash for title, trial in trials.items()}
+    assert same == {"baseline": True, "a fifth": False, "by hand": True, "WIDTH 9": True}
+    assert len({trial.diff_hash for trial in trials.values()}) == 4
+    assert trials["WIDTH 9"].description == "to see"
+    sync(fleet_project.layout)
+    watched.last_turn()
+    known = read_json(fleet_project.layout.knowledge_base)["experiment_history"]
+    changes = {entry["title"]: (entry["change"], entry["same_code"]) for entry in known}
+    assert changes["a fifth"] == (
+        "an edit of the code (1 file changed, 1 insertion(+), 1 deletion(-))",
+        False,
+    )
+    assert changes["by hand"] == ("RATE = 0.5", True)
+    page = fleet_project.layout.search_model.read_text()
+    rates = re.findall(r"^\| RATE \| (\d)", page, re.MULTILINE)
+    assert rates == ["1"] and "## Edits of the code" in page
+    brief = Brief.model_validate(read_json(fleet_project.layout.brief))
+    means = {finding.title: finding.implication for finding in brief.findings}
+    assert "an edit of the code (1 file" in means["a fifth"] and "edit" not in means["WIDTH 9"]
+    queued = {entry.title: entry.change for entry in brief.hypothesis_queue}
+    assert queued["a fifth"] == "a patch" and queued["WIDTH 9"] == ""
 
 
 def test_a_run_is_read_once_however_often_a_proposer_asks(

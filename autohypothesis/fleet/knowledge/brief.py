@@ -18,7 +18,13 @@ from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
-from autohypothesis.fleet.knowledge.knowledge_base import RATIONALE, carried, change_of, cut
+from autohypothesis.fleet.knowledge.knowledge_base import (
+    RATIONALE,
+    carried,
+    change_of,
+    cut,
+    edit_words,
+)
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
 from autohypothesis.records.comparison import comparison_of, is_near_miss, near_misses
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
@@ -223,6 +229,7 @@ def _entry(hypothesis: Hypothesis, rationale: int, **more: Any) -> QueueEntry:
         title=cut(hypothesis.title, LINE),
         rationale=cut(hypothesis.rationale, rationale),
         config_overrides=_fitting(hypothesis.config_overrides, 500),
+        change="" if hypothesis.config_overrides else change_of(hypothesis),
         priority=hypothesis.priority,
         **more,
     )
@@ -278,8 +285,12 @@ def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[F
     """
     noted = _notable_rows(rows)
     seeds = _seeds(rows, {str(row["id"]) for row in noted})
+    codes = {row.get("commit"): row.get("code_hash") for row in rows if row.get("code_hash")}
     for row in noted:
+        before = codes.get(row.get("parent_commit"))
         change = change_of(str(row.get("hypothesis_id") or ""))
+        if before and row.get("code_hash") not in ("", None, before):
+            change = edit_words(str(row.get("diff_stat") or ""))
         name = str(row["id"])
         confirmation = str(row.get("confirmation") or "none")
         yield Finding(

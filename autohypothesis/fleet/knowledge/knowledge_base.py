@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import accumulate
 from operator import sub
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autohypothesis.errors import RecordError, UsageError
 from autohypothesis.plain import plain, table_text, templates
@@ -69,8 +69,7 @@ def cut(text: str, most: int) -> str:
 def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
     """Return the change of a hypothesis in a few words."""
     if hypothesis.config_overrides:
-        overrides = (f"{name} = {value!r}" for name, value in hypothesis.config_overrides.items())
-        return cut(", ".join(overrides), RATIONALE)
+        return settings_words(hypothesis.config_overrides)
     if hypothesis.artifacts_from:
         return f"the artifacts of {hypothesis.artifacts_from[:7]}"
     if hypothesis.patch:
@@ -78,24 +77,54 @@ def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
     return "written to instructions" if hypothesis.instructions else ""
 
 
+def settings_words(settings: Mapping[str, Setting]) -> str:
+    """Return `DEPTH = 2` for each setting, bounded."""
+    return cut(", ".join(f"{name} = {value!r}" for name, value in settings.items()), RATIONALE)
+
+
+def edit_words(diff_stat: str) -> str:
+    """Return what is said of a change that is not in the settings alone."""
+    return f"an edit of the code{f' ({diff_stat})' if diff_stat else ''}"
+
+
+class RunChange(NamedTuple):
+    """What a run changed in its base, however that was written down."""
+
+    title: str
+    settings: Mapping[str, Setting]
+    """Constants whose values it changed."""
+    is_edit: bool
+    """Whether it changed the code as well."""
+    code_hash: str
+    diff_stat: str
+
+    @property
+    def words(self) -> str:
+        """The change in a few words; empty where there is none."""
+        parts = [edit_words(self.diff_stat)] if self.is_edit else []
+        return ", ".join([*parts, *filter(None, [settings_words(self.settings)])])
+
+
 @dataclass(frozen=True)
 class KnowledgeReport:
     """Findings from the decisions of a search.
 
     Attributes:
-        planned: experiment -> its hypothesis as it was planned.
+        changes: experiment -> what it changed.
         hypotheses: by id, open and done.
         settings: of the reference.
+        code_hash: of the reference; what was tried on other code says nothing about its constants.
         noise: the noise figure in words; empty where there is none.
     """
 
     project: Project
     history: DecisionHistory
-    planned: Mapping[str, PlannedHypothesis]
+    changes: Mapping[str, RunChange]
     hypotheses: Mapping[str, Hypothesis]
     settings: Mapping[str, Setting]
     steering: Steering
     noise: str
+    code_hash: str = ""
 
     def write(self) -> None:
         """Write both files.
@@ -137,6 +166,8 @@ class KnowledgeReport:
             experiment_history=[
                 {
                     "title": self._title(each),
+                    "change": self._change(each),
+                    "same_code": self._is_of_this_code(each),
                     **each.model_dump(
                         include={
                             "experiment_id", "decision_status", "reason", "metric_value",
@@ -205,6 +236,7 @@ class KnowledgeReport:
             noise=self.noise,
             steering=self.steering,
             knobs=self._knobs(changes),
+            edits=self._edits(changes),
             proposers=self._proposers(changes),
         )
         return plain(text).rstrip() + "\n"
@@ -223,12 +255,13 @@ class KnowledgeReport:
         ]
 
     def _knobs(self, changes: Iterable[Decision]) -> list[dict[str, Any]]:
-        """Return the constants that were tried alone, the most fruitful first."""
+        """Return the constants that were tried alone on this code, the most fruitful first."""
         tries: dict[str, list[tuple[Decision, Setting]]] = {}
         for decision in changes:
-            planned = self.planned.get(decision.experiment_id)
-            if planned is not None and len(planned.config_overrides) == 1:
-                ((name, value),) = planned.config_overrides.items()
+            change = self.changes.get(decision.experiment_id)
+            is_alone = change is not None and not change.is_edit and len(change.settings) == 1
+            if change is not None and is_alone and self._is_of_this_code(decision):
+                ((name, value),) = change.settings.items()
                 tries.setdefault(name.upper(), []).append((decision, value))
         settings = {name.upper(): value for name, value in self.settings.items()}
         table = [_knob(name, several, settings.get(name)) for name, several in tries.items()]
@@ -237,13 +270,33 @@ class KnowledgeReport:
         )
         return table[:MAX_KNOBS]
 
+    def _edits(self, changes: Iterable[Decision]) -> list[dict[str, Any]]:
+        """Return the changes of the code, the latest first."""
+        edits = [
+            {
+                "title": self._title(decision),
+                "change": self._change(decision),
+                "status": decision.decision_status,
+                "better": decision.improvement,
+            }
+            for decision in changes
+            if (change := self.changes.get(decision.experiment_id)) is not None and change.is_edit
+        ]
+        return edits[: -MAX_KNOBS - 1 : -1]
+
+    def _is_of_this_code(self, decision: Decision) -> bool:
+        change = self.changes.get(decision.experiment_id)
+        return change is not None and change.code_hash == self.code_hash
+
     def _title(self, decision: Decision) -> str:
-        known = self.hypotheses.get(decision.hypothesis_id)
-        return (known.title if known is not None else self._change(decision))[:TEXT]
+        known = self.hypotheses.get(decision.hypothesis_id) or self.changes.get(
+            decision.experiment_id
+        )
+        return ((known.title if known is not None else "") or self._change(decision))[:TEXT]
 
     def _change(self, decision: Decision) -> str:
-        planned = self.planned.get(decision.experiment_id)
-        return (change_of(planned) if planned is not None else "") or decision.experiment_id
+        change = self.changes.get(decision.experiment_id)
+        return (change.words if change is not None else "") or decision.experiment_id
 
 
 def _knob(name: str, tries: Sequence[tuple[Decision, Setting]], now_at: Setting) -> dict[str, Any]:

@@ -125,11 +125,12 @@ class Publishing:
         KnowledgeReport(
             project=self.project,
             history=history,
-            planned={name: run.plan.hypothesis for name, run in self.index.runs.items()},
+            changes={name: self.index.change_of(run) for name, run in self.index.runs.items()},
             hypotheses={hypothesis.hypothesis_id: hypothesis for hypothesis in known},
             settings=reference.settings or {},
             steering=state.steering,
             noise=noise_words(noise or {}),
+            code_hash=reference.code_hash,
         ).write()
         self._learnt_from = learnt_from
 

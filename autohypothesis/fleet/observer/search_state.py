@@ -7,6 +7,7 @@ files of the reference, or the same settings on the same code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.knowledge.knowledge_base import RunChange
 from autohypothesis.fleet.live.charter import read_charter
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
 from autohypothesis.fleet.proposing import Situation, Trial
@@ -72,8 +74,9 @@ class ExperimentIndex:
         self._version = -1
         self._by_commit: dict[str, IndexedRun] = {}
         """The first run of each commit."""
-        self._hashes: dict[str, tuple[str, str]] = {}
-        """Experiment -> `hashes` of its run, where git was asked."""
+        self._changes: dict[str, RunChange] = {}
+        self._hashes: dict[str, ArtifactHashes | None] = {}
+        """Experiment -> what git has of its commit, where it was asked."""
 
     def refresh(self) -> None:
         """Take in the experiments that were submitted since."""
@@ -107,18 +110,44 @@ class ExperimentIndex:
             ancestor = parent
         tree, code = ancestor.runtime.tree_hash, ancestor.runtime.code_hash
         # What was refused before it ran has no record of its change: it is no earlier run.
-        if not code and ancestor.runtime.diff_hash:
-            tree, code = self._from_git(ancestor)
+        if not code and ancestor.runtime.diff_hash and (found := self._from_git(ancestor)):
+            tree, code = found.tree, found.code
         return (tree, code) if ancestor is run else ("", code)
 
-    def _from_git(self, run: IndexedRun) -> tuple[str, str]:
+    def change_of(self, run: IndexedRun) -> RunChange:
+        """Return what a run changed in its base."""
+        name = run.plan.experiment_id
+        if name not in self._changes:
+            self._changes[name] = self._changed(run, run.plan.hypothesis.config_overrides)
+        return self._changes[name]
+
+    def _changed(self, run: IndexedRun, overrides: Settings) -> RunChange:
+        runtime, code = run.runtime, self.hashes(run)[1]
+        base = self._by_commit.get(runtime.parent_commit or "")
+        settings = {name.upper(): value for name, value in overrides.items()}
+        is_edit = runtime.parent_commit is not None and not overrides
+        if base is not None:
+            before = self.hashes(base)[1]
+            is_edit = code != before if code and before else is_edit
+            if not settings and base.settings != run.settings:
+                found = self._from_git(run)  # a constant that follows others is no change
+                settings = {
+                    name.upper(): value
+                    for name, value in run.settings.items()
+                    if (found is None or name in found.settings)
+                    and not (name in base.settings and same(base.settings[name], value))
+                }
+        title = run.plan.hypothesis.title
+        return RunChange(title, settings, is_edit, code, runtime.diff_stat)
+
+    def _from_git(self, run: IndexedRun) -> ArtifactHashes | None:
         name, project = run.plan.experiment_id, self.project
         if name not in self._hashes:
-            try:
-                hashes = artifact_hashes(project.repository, project.task, run.commit, run.settings)
-                self._hashes[name] = hashes.tree, hashes.code
-            except AutohypothesisError:
-                self._hashes[name] = "", ""
+            self._hashes[name] = None
+            with suppress(AutohypothesisError):
+                self._hashes[name] = artifact_hashes(
+                    project.repository, project.task, run.commit, run.settings
+                )
         return self._hashes[name]
 
     def _add(self, name: str) -> None:
