@@ -65,7 +65,7 @@ class DuplicateCheck:
         return (
             not runtime.platform_key.startswith(BY_HAND)
             and runtime.task_hash in ("", self._task_hash)
-            and (not platforms or runtime.platform_key in platforms)
+            and (not platforms or runtime.platform_key in ("", *platforms))
         )
 
     def outcome(self, experiment_id: str) -> str:
@@ -95,7 +95,10 @@ class DuplicateCheck:
 
     @cached_property
     def _platforms(self) -> set[str]:
-        """The platform that the base was measured on last, of each device."""
+        """The platform that the base was measured on last, of each device.
+
+        What crashed before it had a device has none, and crashes on all.
+        """
         latest = {}
         for decision in self.history.latest.values():
             if decision.commit != self.base or decision.metric_value is None:

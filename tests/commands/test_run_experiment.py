@@ -80,6 +80,10 @@ def test_an_edit_that_was_run_is_refused_with_its_result_in_whichever_way_it_com
     assert value.returncode == 0, value.stderr
     undecided = cli("run-experiment", "--set", "rate=0.30")
     assert "not decided yet, val_bpb 1.000000" in undecided.stderr
+    edit(foreign, "RATE = 0.1", "RATE = (")
+    crashed, again = cli("run-experiment", "--settle"), cli("run-experiment")
+    assert crashed.stdout.startswith("-\t") and not again.stdout
+    assert ": crash, code_error, train.py line" in again.stderr
 
 
 @pytest.mark.parametrize(
