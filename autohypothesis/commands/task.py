@@ -61,6 +61,8 @@ def run(
 ) -> None:
     """Try changes of a task's artifacts; what is better is kept, and your branch follows.
 
+    Another search stays the active one: `runs --tag NAME` and its kind show this one.
+
     Prints one JSON line for each, the same as in work/results.jsonl; on a terminal a line to read.
     Exits 1 when all of them crashed.
     Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
@@ -73,7 +75,7 @@ def run(
         remark(f"note: {note}")
     _refuse_uncommitted(project)
     with whole_or_nothing(project.repository, project.layout):
-        loop = loop_of(project.with_tag(tag or project.task.id), parallel, seed)
+        loop = loop_of(project.with_tag(tag or project.task.id, activate=False), parallel, seed)
         loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
         try:
             with telling_what_runs_lack(loop.project):

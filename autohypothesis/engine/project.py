@@ -94,12 +94,13 @@ class Project:
         *,
         base: str = "HEAD",
         inputs: Mapping[str, str] | None = None,
+        activate: bool = True,
     ) -> Project:
         """Return this project on `tag` (default: the active, else today's), started if need be.
 
-        Starting a tag makes its reference at `base`, pins its data, and makes it the active one;
-        another tag's experiments stay as they are. `inputs` (variable -> folder) names the data,
-        which is otherwise located.
+        Starting a tag makes its reference at `base`, pins its data, and makes it the active one,
+        unless `activate` is false and there is another; that one's experiments stay as they are.
+        `inputs` (variable -> folder) names the data, which is otherwise located.
 
         Raises:
             UsageError: an experiment of another tag is running, an observer works, or `tag` is
@@ -117,6 +118,8 @@ class Project:
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
         manifest = self._manifest(wanted, inputs) if current != wanted else None
+        if manifest is not None and not activate:
+            manifest = self._beside_the_active(manifest)
         if self.repository.read_ref(reference_ref(wanted)) is None:
             begun = read_reference(self.repository, self.layout, wanted)  # by an earlier version
             commit = begun or self.repository.resolve(base)
@@ -173,10 +176,7 @@ class Project:
         manifest = load_or_none(Manifest, self.layout.manifest)
         if manifest is None:
             return {}
-        terms = SearchSettings.model_validate(
-            manifest.model_dump(include=set(SearchSettings.model_fields))
-        )
-        return {**manifest.earlier, manifest.tag: terms}
+        return {**manifest.earlier, manifest.tag: _settings_of(manifest)}
 
     def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
         """Return the manifest of a tag which begins, or goes on with the terms that it had."""
@@ -196,6 +196,20 @@ class Project:
             hub=hub_url(self.layout),
             **terms,
         )
+
+    def _beside_the_active(self, begun: Manifest) -> Manifest:
+        """Return the manifest as it is with the settings of `begun`; without one, `begun`."""
+        active = load_or_none(Manifest, self.layout.manifest)
+        if active is None:
+            return begun
+        earlier = {**active.earlier, begun.tag: _settings_of(begun)}
+        return active.model_copy(update={"earlier": earlier})
+
+
+def _settings_of(manifest: Manifest) -> SearchSettings:
+    return SearchSettings.model_validate(
+        manifest.model_dump(include=set(SearchSettings.model_fields))
+    )
 
 
 def no_search(repository: Repository, tag: str | None) -> SettleError:

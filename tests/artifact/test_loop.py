@@ -69,6 +69,24 @@ def test_a_branch_that_is_dirty_or_elsewhere_is_left_alone_and_told(letters: Let
     assert run_git(letters.root, "log", "-1", "--format=%s") == "mine"
 
 
+def test_the_active_search_stays_the_active_one(letters: Letters) -> None:
+    (letters.root / "train.py").write_text("print('val_bpb: 1.0')\n")
+    letters.commit("a training")
+    letters("run-experiment", "--baseline", "--decide", "--tag", "mine")
+    layout = Layout(letters.root)
+    before = read_json(layout.manifest)
+    assert letters.run("--seed", "0").only["status"] == "keep"
+    after = read_json(layout.manifest)
+    settings = after["earlier"].pop("letters")
+    assert settings["task"] == "letters" and settings["task_file"] == "tasks/letters/task.yaml"
+    assert after == before and after["tag"] == "mine"
+    assert letters.run("--seed", "1").code == 0, "its search goes on"
+    assert [row["id"] for row in json.loads(letters("runs", "--json").stdout)] == [
+        "baseline-mine-1"
+    ]
+    assert len(json.loads(letters("runs", "--json", "--tag", "letters").stdout)) == 3
+
+
 BOTH_ENDS = MUTATE.replace('"xy"[seed % 2]', '"x"').replace(
     'text.read_text() + letter * (1 + seed % 3) + "\\n"',
     '"xxx\\n" + text.read_text() if seed % 2 else text.read_text() + "xx\\n"',
