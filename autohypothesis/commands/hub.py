@@ -107,15 +107,16 @@ def join(
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """Register with a hub, once. The key stays in `~/.config/autohypothesis`, for its owner only.
+    """Register with a hub, once, and say where the key was written, for its owner only.
 
-    `~/.agenthub_creds` is written too, for the protocol's shell lines. Where registration is
-    closed, whoever runs the hub gives you a key.
+    It stays in `~/.config/autohypothesis`, and in `~/.agenthub_creds` for shell lines. Where
+    registration is closed, whoever runs the hub gives you a key.
 
     Examples: `orchestrator.py hub join http://127.0.0.1:8000 --name my-machine`,
     `orchestrator.py hub join https://hub.example.org --name my-machine --key-file key.txt`
     """
     from autohypothesis.hub.client.credentials import join as join_hub
+    from autohypothesis.records.secrets import shell_file
 
     common = opened(repo)[0].common_dir
     agent, key = _read_key(key_file) if key_file is not None else (None, None)
@@ -134,6 +135,7 @@ def join(
                     "registered": joined.registered, "notes": joined.notes})  # fmt: skip
     else:
         say(f"{own.agent} is an agent of {own.server}")
+        say(f"its key is in {own.source}, and for shell lines in {shell_file()}")
     _refuse_other_search(repo, own)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,7 @@ from autohypothesis.commands.common import (
     say,
     telling_what_runs_lack,
 )
-from autohypothesis.errors import TaskError, UsageError
+from autohypothesis.errors import ChangeError, TaskError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.decide import NeedsRuns, Settlement
@@ -55,6 +56,9 @@ def run_experiment(
     ] = None,
     set_: Settings = None,
     patch: Annotated[Path | None, Option(help="Apply a unified diff to the reference.")] = None,
+    with_edits: Annotated[
+        bool, Option("--with-edits", help="With --set: the edits of your working tree as well.")
+    ] = False,
     baseline: Annotated[bool, Option("--baseline", help="Run the reference as it stands.")] = False,
     description: Annotated[str, Option("--desc", help="What is tried, in a few words.")] = "",
     seed: Annotated[
@@ -106,7 +110,14 @@ def run_experiment(
     changes = {"--set": set_, "--patch": patch, "--baseline": baseline}
     if replicate is not None:
         _refuse_beside_replicate(
-            {"--log": log, "--seed": seed, "--desc": description, "--task": task, **changes}
+            {
+                "--log": log,
+                "--seed": seed,
+                "--desc": description,
+                "--task": task,
+                "--with-edits": with_edits,
+                **changes,
+            }
         )
         _replicate(repo, tag, replicate, seeds)
         return
@@ -118,7 +129,7 @@ def run_experiment(
     project = open_project(repo, task=task, tag=tag)
     with whole_or_nothing(project.repository, project.layout):
         project = project.with_tag(tag)
-        change = _change(project, project.repository.checkout_at(repo), changes)
+        change = _change(project, project.repository.checkout_at(repo), changes, with_edits)
         experiment = Experiment(change, title=description, seed=seed)
         with telling_what_runs_lack(project):
             finished = runner.run(project, experiment, watch=ProgressWatch())
@@ -157,10 +168,15 @@ def _replicate(repo: Path, tag: str | None, experiment_id: str, seeds: int | Non
             refresh(project.layout)
 
 
-def _change(project: Project, checkout: Path, options: Mapping[str, Any]) -> Change:
+def _change(
+    project: Project, checkout: Path, options: Mapping[str, Any], with_edits: bool
+) -> Change:
     """Return the one change that was given; with none, what is in the working tree."""
-    from autohypothesis.engine.candidate import working_tree
+    from autohypothesis.engine.candidate import overridden_tree, working_tree
     from autohypothesis.engine.experiment import Change
+
+    def edits() -> Change:
+        return working_tree(project.repository, project.task, project.reference(), checkout)
 
     given = [name for name, value in options.items() if value]
     if len(given) > 1:
@@ -168,13 +184,27 @@ def _change(project: Project, checkout: Path, options: Mapping[str, Any]) -> Cha
             f"{' and '.join(given)} were given together",
             hint="an experiment tests one change; name one of them",
         )
+    if with_edits and not options["--set"]:
+        raise UsageError(
+            "--with-edits was given without --set",
+            hint="without any of them your edits are what is run",
+        )
+    if given and not with_edits:
+        with suppress(ChangeError):
+            if edits().tree is not None:
+                both = "; --with-edits takes both" if options["--set"] else ""
+                remark(f"note: the edits of your working tree are not in this run{both}")
     if options["--set"]:
-        return Change(overrides=settings_of(options["--set"]))
+        settings = settings_of(options["--set"])
+        edited = edits().tree if with_edits else None
+        if edited is not None:
+            return Change(tree=overridden_tree(project.repository, project.task, edited, settings))
+        return Change(overrides=settings)
     if options["--patch"]:
         return Change(patch=read_patch(options["--patch"]))
     if options["--baseline"]:
         return Change()
-    return working_tree(project.repository, project.task, project.reference(), checkout)
+    return edits()
 
 
 def settings_of(words: list[str]) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def tree_of(repository: Repository, task: Task, base: str, change: Change) -> st
         ChangeError: it does not apply, or it has to be implemented first.
     """
     if change.overrides is not None:
-        return repository.tree_with(base, _overridden(repository, task, base, change.overrides))
+        return overridden_tree(repository, task, base, change.overrides)
     if change.patch is not None:
         return repository.patched_tree(base, change.patch)
     if change.tree is not None:
@@ -339,6 +339,17 @@ def python_sources(repository: Repository, task: Task, commit: str) -> dict[str,
     """Return path -> content of the artifacts of `commit` that are Python."""
     paths = task.artifacts_in(repository.entries(commit))
     return {path: repository.show_file(commit, path) for path in paths if path.endswith(".py")}
+
+
+def overridden_tree(
+    repository: Repository, task: Task, base: str, overrides: Mapping[str, Setting]
+) -> str:
+    """Return the tree of `base`, a commit or a tree, with its constants set.
+
+    Raises:
+        ChangeError: a constant is in no artifact, or in several.
+    """
+    return repository.tree_with(base, _overridden(repository, task, base, overrides))
 
 
 def _overridden(

@@ -292,3 +292,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, foreign: Path) ->
     assert answer.returncode == 1
     assert answer.stderr.count("\n") == 1
     assert "research" in answer.stderr
+
+
+def test_a_constant_that_is_set_leaves_the_edits_out_unless_both_are_asked_for(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    assert "edits" not in cli("run-experiment", "--baseline", "--tag", "t").stderr
+    script = foreign / "train.py"
+    script.write_text(script.read_text().replace("+ (RATE - 0.3)", "+ 1 + (RATE - 0.3)"))
+    one = cli("run-experiment", "--set", "RATE=0.3")
+    assert one.stdout.startswith("1.000000\t")
+    assert "the edits of your working tree are not in this run; --with-edits takes" in one.stderr
+    both = cli("run-experiment", "--set", "RATE=0.3", "--with-edits")
+    assert both.stdout.startswith("2.000000\t") and "not in this run" not in both.stderr
+    commits = [row["commit"] for row in rows(cli)]
+    assert "RATE = 0.3" in git(foreign, "show", f"{commits[2]}:train.py")
+    assert "RATE = 0.1" in script.read_text(), "the working tree stays as it is"
+    for words in (["--with-edits"], ["--with-edits", "--baseline"]):
+        refused = cli("run-experiment", *words)
+        assert refused.returncode == 1 and "without --set" in refused.stderr
