@@ -147,7 +147,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
 class Strict(BaseModel):
     """An unknown key is an error that names the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_by_name=True, validate_by_alias=True, defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -163,7 +165,9 @@ class Strict(BaseModel):
 class Tolerant(BaseModel):
     """Left behind by runs, ours and older ones: unknown keys are kept."""
 
-    model_config = ConfigDict(extra="allow", validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="allow", validate_by_name=True, validate_by_alias=True, defer_build=True
+    )
 
 
 # ── hypotheses and plans ────────────────────────────────────────────────────────────────────
@@ -471,11 +475,11 @@ class Metadata(Tolerant):
     """`research/runs/<id>/metadata.json`: who ran what, on which commit and machine."""
 
     recorded_at: Time
-    run: RunIdentity = RunIdentity()
-    runtime: Runtime = Runtime()
+    run: RunIdentity = Field(default_factory=RunIdentity)
+    runtime: Runtime = Field(default_factory=Runtime)
     hyperparameters: dict[str, Any] = {}
     """The hyper-parameters, as config.json has them."""
-    metrics: Metrics = Metrics()
+    metrics: Metrics = Field(default_factory=Metrics)
 
 
 class Result(Tolerant):
@@ -501,7 +505,7 @@ class Result(Tolerant):
     direction: Direction = "minimize"
     evidence: dict[str, Any] = {}
     """Measurements beside the number that a decision rests on: clock, contention, guard."""
-    metrics: Metrics = Metrics()
+    metrics: Metrics = Field(default_factory=Metrics)
 
 
 class Event(Tolerant):
@@ -540,7 +544,7 @@ class ExitRecord(Tolerant):
     peak_rss_mb: Number = None
     peak_vram_mb: Number = None
     device: dict[str, Any] = {}
-    clock: ClockCheck = ClockCheck()
+    clock: ClockCheck = Field(default_factory=ClockCheck)
     contention: dict[str, Any] = {}
     energy_joules: Number = None
     log: dict[str, Any] = {}

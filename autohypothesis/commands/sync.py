@@ -40,7 +40,7 @@ def sync(
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
-    from autohypothesis.engine.collect import collect_ended
+    from autohypothesis.records.bundles import uncollected
     from autohypothesis.records.problems import problem_lines, some_names
 
     repository, layout = opened(repo)
@@ -49,7 +49,10 @@ def sync(
             raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
         _watch(repository, layout, watch, everything, snapshot)
         return
-    collect_ended(repository, layout)
+    if ended := list(uncollected(layout)):
+        from autohypothesis.engine.collect import collect_ended
+
+        collect_ended(repository, layout, ended)
     report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:
@@ -79,7 +82,6 @@ def refresh(
 
     Returns the report, and where the picture is if it was drawn.
     """
-    from autohypothesis.engine.decide import edits_in_results
     from autohypothesis.fleet.sync import sync as fold_and_write
     from autohypothesis.records.files import read_object
     from autohypothesis.records.history import of_search
@@ -89,8 +91,11 @@ def refresh(
 
     known = read_object(layout.problems).get("problems") if names_taken else []
     report = fold_and_write(layout, all=everything)
-    for note in edits_in_results(layout, report.hand_edits) if report.hand_edits else ():
-        remark(f"note: {note}")
+    if report.hand_edits:
+        from autohypothesis.engine.decide import edits_in_results
+
+        for note in edits_in_results(layout, report.hand_edits):
+            remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
         rows, drawn = of_search(read_ledger(layout), report.tag), picture_place(layout)

@@ -17,7 +17,7 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from autohypothesis.errors import (
     RecordError,
 )
 from autohypothesis.records import bundles, ids, locks
+from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import (
     load,
     load_or_none,
@@ -434,26 +435,6 @@ def end_overdue(run: RunPaths) -> bool:
     with suppress(AutohypothesisError):  # on a full disk the run is one without a record
         write_json(run.exit, {"experiment_id": run.folder.name, **document})
     return True
-
-
-def uncollected(layout: Layout) -> Iterator[str]:
-    """Yield the ids of runs that were begun and have no collected result."""
-    names = sorted(os.listdir(layout.runs)) if layout.runs.is_dir() else ()
-    for name in names:
-        if ID.fullmatch(name) and is_to_be_collected(layout.run(name)):
-            yield name
-
-
-def is_to_be_collected(run: RunPaths) -> bool:
-    """Return whether a run that was begun has no result, or one that may be its own.
-
-    `collect` deletes the homes of a run last: a result beside them was written by the run, or by
-    a process that was killed before it had cleaned up.
-    """
-    homes = (run.scoring_home, run.home)
-    return run.run_spec.exists() and (
-        not run.result.exists() or any(home.exists() for home in homes)
-    )
 
 
 def is_over(run: RunPaths) -> bool:

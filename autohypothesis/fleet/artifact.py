@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from autohypothesis.engine import devices, runner
 from autohypothesis.engine.code_hash import tree_hash
-from autohypothesis.engine.collect import collect_ended, uncollected
+from autohypothesis.engine.collect import collect_ended
 from autohypothesis.engine.decide import NeedsRuns, repair, settle
 from autohypothesis.engine.experiment import Change, Executor, Experiment, RunSpec
 from autohypothesis.engine.failures import part_of
@@ -46,6 +46,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.worker.preparation import STEERING_HINT, violation_by
 from autohypothesis.records import jsonl, locks
+from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import load_or_none, read_bytes, read_object
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost

@@ -27,7 +27,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.presence import HEARTBEAT_LIMIT, worker_lives
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, templates
-from autohypothesis.records import tables
+from autohypothesis.records import jsonl, tables
 from autohypothesis.records.bundles import UNSETTLED, reason_in
 from autohypothesis.records.comparison import cell_of
 from autohypothesis.records.files import (
@@ -41,6 +41,7 @@ from autohypothesis.records.files import (
     shown,
     to_json,
     write_atomic,
+    write_extended,
 )
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -50,6 +51,7 @@ from autohypothesis.records.ledger import (
     load_index,
     manifest_tag,
     newest_tag,
+    no_collections,
     refold,
     save_index,
     stamp,
@@ -64,6 +66,7 @@ REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""
 LOCK_TIMEOUT_S = 120.0
 RESULTS_LIMIT = 64 * 1024 * 1024
+_AGGREGATE_END = b"\n]}\n"
 LATEST = 12
 """Rows in each list of the fleet brief."""
 
@@ -87,6 +90,7 @@ class SyncReport:
     seconds: float = 0.0
 
 
+@no_collections()
 def sync(layout: Layout, *, all: bool = False, light: bool = False) -> SyncReport:
     """Bring the ledger and its tables up to date.
 
@@ -136,9 +140,9 @@ class _Sync:
         self._dated(self.layout.leaderboard, board)
         if not light:
             self._defer_if_stale(self.layout.fleet_brief, everything, lambda: self._brief(board))
-            lines = self.folded.content.splitlines()
+            rows = self.folded.content
             self._defer_if_stale(
-                self.layout.aggregate_parquet, everything, lambda: _as_parquet(lines)
+                self.layout.aggregate_parquet, everything, lambda: _as_parquet(rows.splitlines())
             )
         problems = [problem.model_dump() for problem in self.folded.problems]
         self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
@@ -202,17 +206,30 @@ class _Sync:
         aggregate = stamp(layout.aggregate_experiments)
         if index is None and not self._take_ledger():
             return
-        if not folded.same:
+        if not folded.same and not self._append(layout.ledger, content[folded.kept :]):
             self._put(layout.ledger, content)
-        same = folded.same and index is not None and index.aggregate == aggregate != []
-        if not same or index is None:
-            rows = content[:-1].replace(b"\n", b",\n")  # no row has a line break inside
-            document = b'{"experiments": [\n' + rows + b"\n]}\n"
-            self._put(layout.aggregate_experiments, document, durable=False)
+        as_noted = index is not None and index.aggregate == aggregate != []
+        if index is None or not as_noted or not folded.same:
+            kept = folded.kept if as_noted else 0
+            new = content[kept:-1].replace(b"\n", b",\n") + _AGGREGATE_END  # no break in a row
+            if kept:
+                size = aggregate[1] - len(_AGGREGATE_END)
+                write_extended(layout.aggregate_experiments, size, b",\n" + new)
+                self._note_written(layout.aggregate_experiments)
+            else:
+                document = b'{"experiments": [\n' + new
+                self._put(layout.aggregate_experiments, document, durable=False)
         elif (index.entries, index.decisions) == (folded.entries, folded.judged.stamp):
             return
         self._clear(layout.fold_index)
-        save_index(layout, folded.entries, folded.judged.stamp, folded.judged.last_tag)
+        save_index(layout, folded)
+
+    def _append(self, path: Path, lines: bytes) -> bool:
+        """Add lines to a ledger that is as we left it; return False where that cannot be done."""
+        added = bool(self.folded.kept) and jsonl.append_lines(path, lines, at=self.folded.kept)
+        if added:
+            self._note_written(path)
+        return added
 
     def _take_ledger(self) -> bool:
         """Take in the lines that people wrote into the ledger; return whether it may be written.
@@ -258,6 +275,11 @@ class _Sync:
         """
         ours = tables.results_tsv(self.folded.entries, self.tag)
         path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
+        text = self._text(copy)
+        if text and ours.startswith(text) and self._text(path) == text:  # rows were added, if any
+            self._table(copy, ours)
+            self._table(path, ours, unless=self._tracked)
+            return
         before = self._lines(copy)
         theirs = self._their_lines(ours, before) if self._may_write(path, not before) else None
         changed = set(before or ()) - set(ours.split("\n"))  # a kill may leave them at `path`
@@ -308,10 +330,15 @@ class _Sync:
             lines.pop()  # ours, or torn
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
 
-    def _lines(self, path: Path) -> list[str] | None:
+    def _text(self, path: Path) -> str | None:
         try:
-            text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
+            return read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):
+            return None
+
+    def _lines(self, path: Path) -> list[str] | None:
+        text = self._text(path)
+        if text is None:
             return None
         return [line.rstrip("\r") for line in text.split("\n")[1:] if line.strip()]
 
@@ -360,6 +387,9 @@ class _Sync:
         """Write one file. A folder in its place is set aside: no rename can replace it."""
         self._clear(path)
         write_atomic(path, content, durable=durable)
+        self._note_written(path)
+
+    def _note_written(self, path: Path) -> None:
         self.written.append(str(path.relative_to(self.layout.root)))
 
     def _clear(self, path: Path, fits: Callable[[int], bool] = stat.S_ISREG) -> None:

@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -107,16 +109,21 @@ class Records(NamedTuple):
 def find(layout: Layout) -> tuple[dict[str, ExperimentPaths], list[Damage]]:
     """Return every experiment that has a run folder or a plan, by id, and what is neither."""
     damage: list[Damage] = []
-    runs = {_id(name): path for name, path in _listed(layout.runs, damage, folders=True).items()}
+    runs = {_id(name): path for name, path in _listed(layout.runs, damage, folders=True)}
     plans: dict[str, str] = {}
     pages: dict[str, str] = {}
-    for name, path in _listed(layout.plans, damage, folders=False).items():
-        stem, _, suffix = name.rpartition(".")
-        if suffix in ("json", "md"):
-            (plans if suffix == "json" else pages)[stem if stem in runs else _id(stem)] = path
+    for name, path in _listed(layout.plans, damage, folders=False):
+        if name.endswith(".json"):
+            stem = name[:-5]
+            plans[stem if stem in runs else _id(stem)] = path
+        elif name.endswith(".md"):
+            stem = name[:-3]
+            pages[stem if stem in runs else _id(stem)] = path
+    run, plan, page, make = runs.get, plans.get, pages.get, tuple.__new__
+    keys = sorted(runs.keys() | plans.keys())
     found = {
-        key: ExperimentPaths(key, runs.get(key), plans.get(key), pages.get(key))
-        for key in sorted(runs.keys() | plans.keys())
+        key: make(ExperimentPaths, (key, run(key), plan(key), page(key)))  # in half the time
+        for key in keys
     }
     return found, damage
 
@@ -125,30 +132,49 @@ def _id(name: str) -> str:
     return name if ID.fullmatch(name) else slug(name)
 
 
-def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, str]:
-    """Name -> path of each entry; a run must be a folder, and no link to one."""
-    names: dict[str, str] = {}
+def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> list[tuple[str, str]]:
+    """Return name and path of each entry; a run must be a folder, and no link to one."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if not is_utf8(entry.name):
-                    damage.append([entry.path, NOT_UTF8])
-                elif folders and not entry.is_dir(follow_symlinks=False):
-                    damage.append([entry.path, "is not the folder of a run"])
-                else:
-                    names[entry.name] = entry.path
+            shown = [entry for entry in entries if entry.name[0] != "."]
     except FileNotFoundError:
-        pass
+        return []
     except OSError as error:
         damage.append([str(folder), f"cannot be listed: {error.strerror}"])
-    return names
+        return []
+    for entry in shown:
+        if not is_utf8(entry.name):
+            damage.append([entry.path, NOT_UTF8])
+        elif folders and not entry.is_dir(follow_symlinks=False):
+            damage.append([entry.path, "is not the folder of a run"])
+    wrong = {path for path, _ in damage}
+    return [(entry.name, entry.path) for entry in shown if entry.path not in wrong]
 
 
-def current_signature(places: ExperimentPaths) -> int:
-    """Return the hash that `read` notes, from the status of the files alone."""
-    run, plan, page = places[1:]
+def current_signature(places: ExperimentPaths, *, exited: bool = True) -> int:
+    """Return the hash that `read` notes, from the status of the files alone.
+
+    Args:
+        exited: whether exit.json was there before: a guess that is right saves time.
+    """
+    _, run, plan, page = places
+    if run is not None and plan is not None and page is not None:
+        ended, files = f"{run}/exit.json", (f"{run}/config.json", f"{run}/metadata.json")
+        with suppress(OSError):
+            if exited:
+                whole = (*files, f"{run}/result.json", ended, plan, page)
+                return hash(tuple(map(_FIELDS, map(os.lstat, whole))))
+            if not os.access(ended, os.F_OK, follow_symlinks=False):
+                first = map(_FIELDS, map(os.lstat, (*files, f"{run}/result.json")))
+                return hash((*first, ABSENT, *map(_FIELDS, map(os.lstat, (plan, page)))))
+    return _careful_signature(run, plan, page)
+
+
+_FIELDS = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+"""Gives the fields of a FileStamp, to whose hash theirs is equal, in less time."""
+
+
+def _careful_signature(run: str | None, plan: str | None, page: str | None) -> int:
     stamps = [] if run is None else [_stamp(f"{run}/{name}") for name in _NAMES]
     if run is not None and stamps[_RESULT] == ABSENT:
         stamps.append(_stamp(f"{run}/shim.json"))
@@ -157,16 +183,36 @@ def current_signature(places: ExperimentPaths) -> int:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return the fields of a FileStamp, to whose hash theirs is equal, in less time."""
     try:
-        status = os.lstat(path)
+        return _FIELDS(os.lstat(path))
     except OSError:
         return ABSENT
-    return status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 _NAMES = [name for name, _ in _MODELS]
 _RESULT = _NAMES.index("result.json")
+
+
+def uncollected(layout: Layout) -> Iterator[str]:
+    """Yield the ids of runs that were begun and have no collected result."""
+    names = sorted(os.listdir(layout.runs)) if layout.runs.is_dir() else ()
+    runs, spec = str(layout.runs), layout.run("any").run_spec.name
+    for name in names:
+        begun = os.path.exists(f"{runs}/{name}/{spec}") and ID.fullmatch(name)
+        if begun and is_to_be_collected(layout.run(name)):
+            yield name
+
+
+def is_to_be_collected(run: RunPaths) -> bool:
+    """Return whether a run that was begun has no result, or one that may be its own.
+
+    `collect` deletes the homes of a run last: a result beside them was written by the run, or by
+    a process that was killed before it had cleaned up.
+    """
+    homes = (run.scoring_home, run.home)
+    return run.run_spec.exists() and (
+        not run.result.exists() or any(home.exists() for home in homes)
+    )
 
 
 class _FileReader:

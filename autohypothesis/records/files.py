@@ -53,6 +53,7 @@ _KINDS = (
 _READ = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _SWEEP_AGE_S = 60.0
+_PIECE = 1024 * 1024
 
 # Cheap tests on the raw bytes decide whether the slower, careful decoding is needed at all.
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
@@ -104,6 +105,31 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
         os.replace(temporary, path)
         if durable:
             _flush_folder(path.parent)
+    except OSError as error:
+        raise UnwritableError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint=disk_full_advice(error.errno) or "see `df -h` and `ls -ld`",
+        ) from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def write_extended(path: Path, size: int, more: bytes) -> None:
+    """Replace `path` by its first `size` bytes with `more` after them, whole or not at all.
+
+    It is for what can be made again. Its memory does not grow with the file.
+
+    Raises:
+        UnwritableError: naming the path and the system's reason; `path` is as it was before.
+    """
+    temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    try:
+        with path.open("rb") as old, temporary.open("xb") as new:
+            while size and (piece := old.read(min(size, _PIECE))):
+                size -= new.write(piece)
+            new.write(more)
+        os.replace(temporary, path)
     except OSError as error:
         raise UnwritableError(
             f"cannot write {path}: {error.strerror or error}",

@@ -55,6 +55,7 @@ def facts_of(row: RowDocument, records: Records) -> Facts:
         stamp_id=result["decision_id"] if result else None,
         imported=is_import(stamp, result["decision_id"] if result else None, row["tag"]),
         stranger=_stranger(records),
+        exited=records.exit is not None,
         volatile=records.shim_lives,
         damage=list(records.damage),
     )

@@ -64,6 +64,22 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
             os.fsync(descriptor)
 
 
+def append_lines(path: Path, lines: bytes, *, at: int) -> bool:
+    """Add whole lines to a file of `at` bytes, on the disk when this returns.
+
+    Return False, and write nothing, where the file has another size.
+
+    Raises:
+        RecordError, LockError: as `append` does.
+    """
+    with _locked(path) as (descriptor, size):
+        if size != at:
+            return False
+        _write_once(path, descriptor, lines, size)
+        os.fsync(descriptor)
+    return True
+
+
 def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
     """A write that the disk took only in part is taken back."""
     try:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,13 +63,16 @@ class FoldEntry(NamedTuple):
     placement: Placement | None
     wrong: list[Damage]
     """Statements of its bundle that contradict the decisions."""
-    offset: int
-    """Offset of its line in the ledger, in bytes."""
     length: int
+    """Length of its line in the ledger, in bytes."""
 
 
 class Index(NamedTuple):
+    """The index, a line about the fold and one for each row of the ledger, in their order."""
+
     entries: dict[str, FoldEntry]
+    lines: dict[str, bytes]
+    """The line of each entry."""
     ledger: Stamp
     aggregate: Stamp
     decisions: Stamp
@@ -95,26 +99,44 @@ def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
     if head != _head(body):
         return None
     # Its checksum fits and the code is the same: it is what `save_index` wrote.
-    *about, entries = from_json(body, cache_strings="none")
+    first, *lines = body.split(b"\n")
+    about = from_json(first)
     if not ledger or (about[0] != ledger and not of_any_ledger):
         return None
-    return Index({key: _entry(*entry) for key, entry in entries.items()}, *about)
+    found = from_json(b"[%b]" % b",".join(lines), cache_strings="none")
+    entries = {key: _entry(*entry) for key, *entry in found}
+    return Index(entries, dict(zip(entries, lines, strict=True)), *about)
 
 
-def save_index(
-    layout: Layout, entries: Mapping[str, FoldEntry], decisions: Stamp, last_tag: str
-) -> None:
-    """Writes down the fold whose ledger and aggregate lie on the disk now."""
-    written = [stamp(layout.ledger), stamp(layout.aggregate_experiments)]
-    body = to_json([*written, decisions, last_tag, entries])
+def save_index(layout: Layout, folded: Folded) -> None:
+    """Write down the fold whose ledger and aggregate lie on the disk now.
+
+    Nothing is written where another program has changed the ledger meanwhile.
+    """
+    ledger, index = stamp(layout.ledger), folded.index
+    if not ledger or ledger[1] != len(folded.content):
+        return
+    about = [ledger, stamp(layout.aggregate_experiments), *folded.judged[-2:]]
+    entries, lines = (index.entries, index.lines) if index else ({}, {})
+    body = b"\n".join([
+        to_json(about),
+        *(
+            lines[key] if entry is entries.get(key) else to_json([key, *entry])
+            for key, entry in folded.entries.items()
+        ),
+    ])  # fmt: skip
     write_atomic(layout.fold_index, _head(body) + b"\n" + body, durable=False)
 
 
 def _entry(
-    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Damage], *where: int
+    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Damage], length: int
 ) -> FoldEntry:
-    placed = None if placement is None else Placement(*placement)
-    return FoldEntry(signature, Facts(*facts), placed, wrong, *where)
+    placed = None if placement is None else _tuple(Placement, placement)
+    return FoldEntry(signature, _tuple(Facts, facts), placed, wrong, length)
+
+
+_tuple: Any = tuple.__new__
+"""Makes a named tuple of its values in a third of the time."""
 
 
 def _head(body: bytes) -> bytes:
@@ -146,11 +168,11 @@ class Judged(NamedTuple):
     """Statements of bundles that contradict the decisions."""
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
-    last_tag: str
-    """The tag of the last decision."""
+    readable: bool
     stamp: Stamp
     """The stamp of the file; empty when it must be read again in any case."""
-    readable: bool
+    last_tag: str
+    """The tag of the last decision."""
 
 
 @dataclass(slots=True)
@@ -158,7 +180,11 @@ class Folded:
     """A fold: the ledger as it is to be, and what the tables are made from."""
 
     content: bytes
+    kept: int
+    """Bytes of the ledger on the disk that stay: all, where rows were added to its end only."""
     entries: dict[str, FoldEntry]
+    offsets: dict[str, int]
+    """Offset of each row's line in `content`."""
     problems: list[Problem]
     changed: int
     """Lines that the ledger does not hold as they are."""
@@ -170,11 +196,12 @@ class Folded:
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
-        return _line_of(self.entries[experiment], self.content)
+        start = self.offsets[experiment]
+        return self.content[start : start + self.entries[experiment].length]
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """Pause the garbage collector: a fold makes many objects and no cycles. With it, asking what is
     new takes 3.6 times as long as the status of the files, without it 2.3 times (goal: 3)."""
     enabled = gc.isenabled()
@@ -186,7 +213,7 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-@_no_collections()
+@no_collections()
 def refold(layout: Layout, *, cold: bool = False) -> Folded:
     """Folds what is under research/; with `cold`, as if it had never been folded before."""
     index = None if cold else load_index(layout)
@@ -201,28 +228,78 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         facts[key] = facts_of(row, Records(key))
         known[key] = _ReadExperiment(bundles.UNSETTLED, facts[key], row)
     old = read_bytes(layout.ledger, LIMIT) if index else b""
-    lines, entries, changed, offset = [], {}, 0, 0
-    for key in in_order(known, judged.places, facts):
-        entry = index.entries.get(key) if index else None
-        line, now = _folded_line(known[key], judged, key, on_disk, entry, old)
-        entries[key] = now if now.offset == offset else now._replace(offset=offset)
-        changed += entry is None or line != _line_of(entry, old)
-        lines.append(line)
-        offset += now.length
+    joined = _JoinedLines(old, _offsets(index.entries) if index else {})
+    entries: dict[str, FoldEntry] = {}
+    before, places, wrong = index.entries if index else {}, judged.places, judged.wrong
+    for key in in_order(known, places, facts):
+        entry, experiment = before.get(key), known[key]
+        as_before = entry is not None and experiment.row is None
+        if entry and as_before and entry[2:4] == (places.get(key), wrong.get(key, [])):
+            entries[key] = entry
+            joined.keep(key, entry.length)
+        else:
+            line, entries[key] = _folded_line(experiment, judged, key, on_disk)
+            joined.add(key, line, entry)
     for key, entry in entries.items():
-        problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
-        for file, why in entry.wrong:
-            problems.append(_problem(layout, f"{on_disk[key].run}/{file}", why, key))
-    content = b"".join(lines)
+        if entry.facts.damage or entry.wrong:
+            found = [*entry.facts.damage, *([f"{on_disk[key].run}/{f}", w] for f, w in entry.wrong)]
+            problems += [_problem(layout, path, why, key) for path, why in found]
+    content, kept = joined.content()
     return Folded(
         content,
+        kept,
         entries,
+        _offsets(entries),
         problems,
-        changed,
+        joined.changed,
         same=index is not None and content == old,
         judged=judged,
         index=index,
     )
+
+
+def _offsets(entries: Mapping[str, FoldEntry]) -> dict[str, int]:
+    lengths = accumulate((entry.length for entry in entries.values()), initial=0)
+    return dict(zip(entries, lengths, strict=False))
+
+
+class _JoinedLines:
+    """The lines of a ledger: pieces of the old one, as long as they can be, and new lines."""
+
+    def __init__(self, old: bytes, offsets: Mapping[str, int]) -> None:
+        self._old = old
+        self._offsets = offsets
+        self._pieces: list[bytes] = []
+        self._start = self._end = 0
+        self.changed = 0
+        """Lines that the old ledger does not have as they are."""
+
+    def keep(self, key: str, length: int) -> None:
+        start = self._offsets[key]
+        if start != self._end:
+            self._flush()
+            self._start = start
+        self._end = start + length
+
+    def add(self, key: str, line: bytes, before: FoldEntry | None) -> None:
+        start = self._offsets.get(key, 0)
+        if before is not None and line == self._old[start : start + before.length]:
+            self.keep(key, before.length)
+            return
+        self._flush()
+        self._pieces.append(line)
+        self.changed += 1
+
+    def content(self) -> tuple[bytes, int]:
+        """Return the whole, and how many bytes of the old ledger it goes on from."""
+        self._flush()
+        whole = bool(self._pieces) and self._pieces[0] is self._old
+        return b"".join(self._pieces), len(self._old) if whole else 0
+
+    def _flush(self) -> None:
+        if self._start != self._end:
+            self._pieces.append(self._old[self._start : self._end])
+        self._start = self._end = -1
 
 
 def _look(
@@ -230,13 +307,17 @@ def _look(
 ) -> dict[str, _ReadExperiment]:
     known: dict[str, _ReadExperiment] = {}
     before = index.entries if index is not None else {}
+    look = bundles.current_signature
     for key, places in on_disk.items():
         entry = before.get(key)
-        volatile = entry is None or entry.facts.volatile
-        if entry is None or volatile or entry.signature != bundles.current_signature(places):
-            known[key] = _read(places)
-        else:
+        if (
+            entry is not None
+            and not entry.facts.volatile
+            and entry.signature == look(places, exited=entry.facts.exited)
+        ):
             known[key] = _ReadExperiment(entry.signature, entry.facts)
+        else:
+            known[key] = _read(places)
     return known
 
 
@@ -249,8 +330,12 @@ def _read(places: ExperimentPaths) -> _ReadExperiment:
     return _ReadExperiment(records.signature, facts_of(row, records), row)
 
 
+def _decisions_stamp(layout: Layout) -> Stamp:
+    return stamp(layout.decisions) or list(bundles.ABSENT)
+
+
 def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> Judged:
-    there, readable = stamp(layout.decisions), True
+    there, readable = _decisions_stamp(layout), True
     decisions: list[Document] = []
     try:
         decisions, bad = decision_documents(layout)
@@ -262,16 +347,15 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     wrong = decision_conflicts(decisions, facts, complete=not bad)
     again = [] if bad or gone else there
     places = place(decisions, facts)
-    return Judged(
-        {**place_imported(facts, places), **places}, wrong, gone, last_tag, again, readable
-    )
+    every = {**place_imported(facts, places), **places}
+    return Judged(every, wrong, gone, readable, again, last_tag)
 
 
 def _places_as_before(
     layout: Layout, known: Mapping[str, _ReadExperiment], index: Index | None
 ) -> Judged | None:
     """The places of the last fold, where no decision is new and no decided bundle changed."""
-    if index is None or not index.decisions or index.decisions != stamp(layout.decisions):
+    if index is None or index.decisions != _decisions_stamp(layout):
         return None
     places = {key: entry.placement for key, entry in index.entries.items() if entry.placement}
     if not places.keys() <= known.keys():
@@ -279,15 +363,17 @@ def _places_as_before(
     new = [
         (key, experiment.facts) for key, experiment in known.items() if experiment.row is not None
     ]
-    if any(
-        key in places or facts.stamp_id or facts.stranger or facts.imported for key, facts in new
-    ):
+    if any(key in places or facts.stamp_id or facts.stranger for key, facts in new):
         return None
     unread = (
         (key, index.entries[key]) for key, experiment in known.items() if experiment.row is None
     )
     wrong = {key: entry.wrong for key, entry in unread if entry.wrong}
-    return Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
+    if any(facts.imported for _, facts in new):
+        decided = {key: placed for key, placed in places.items() if not placed.imported}
+        every = {key: experiment.facts for key, experiment in known.items()}
+        places = {**place_imported(every, decided), **decided}
+    return Judged(places, wrong, {}, True, index.decisions, index.last_tag)
 
 
 def _folded_line(
@@ -295,22 +381,14 @@ def _folded_line(
     judged: Judged,
     key: str,
     on_disk: Mapping[str, ExperimentPaths],
-    before: FoldEntry | None,
-    old: bytes,
 ) -> tuple[bytes, FoldEntry]:
     placement, wrong = judged.places.get(key), judged.wrong.get(key, [])
-    if known.row is None and before is not None:
-        if (before.placement, before.wrong) == (placement, wrong):
-            return _line_of(before, old), before
+    if known.row is None:
         known = _read(on_disk[key])
     row = known.row or {}
     finish(row, placement, undecided_stamp(known.facts), known.facts.damage, wrong)
     line = to_json(row, inf_nan_mode="null") + b"\n"
-    return line, FoldEntry(known.signature, known.facts, placement, wrong, -1, len(line))
-
-
-def _line_of(entry: FoldEntry, content: bytes) -> bytes:
-    return content[entry.offset : entry.offset + entry.length]
+    return line, FoldEntry(known.signature, known.facts, placement, wrong, len(line))
 
 
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.errors import AutohypothesisError, LockError, UnwritableError
 from autohypothesis.records.files import load_or_none, write_json
@@ -43,6 +43,8 @@ class Process(NamedTuple):
 
 class Holder(BaseModel):
     """The process that took a lock, and its purpose, as the note beside the lock has them."""
+
+    model_config = ConfigDict(defer_build=True)
 
     pid: int
     start: float

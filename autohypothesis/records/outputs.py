@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 
 from autohypothesis.errors import FleetError, RecordError
@@ -212,7 +212,7 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
     found: list[ManualLine] = []
     ours: dict[str, bytes] = {}
     damaged = gone = 0
-    for line in content.splitlines():
+    for line in content.splitlines(keepends=True):
         if not line.strip():
             continue
         try:
@@ -220,13 +220,14 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            damaged += 1
+            damaged += line.endswith(b"\n")  # else a power cut tore it: its row is made again
         elif isinstance(value.get("id"), str) and (name := ids.slug(value["id"])) in known:
             ours[name] = line
         elif value.keys() >= _ROW:
             gone += 1
         else:
-            found.append(ManualLine("experiments.jsonl", line.decode("utf-8", "replace"), value))
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            found.append(ManualLine("experiments.jsonl", text, value))
     return LedgerLines(found, ours, damaged, gone)
 
 
@@ -311,6 +312,8 @@ STATE_LIMIT = 16 * 1024 * 1024
 
 class Written(BaseModel):
     """The document `.NAME`."""
+
+    model_config = ConfigDict(defer_build=True)
 
     marks: list[str] = []
     """SHA-256 of the versions that were written last, the newest first."""

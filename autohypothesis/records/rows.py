@@ -27,7 +27,11 @@ VALUELESS = ("crash", "cancelled")
 NOT_EVIDENCE = ("infra", "contended", "cancelled")
 """Failures that say nothing about the hypothesis."""
 
-_EMPTY: RowDocument = Row(id="").model_dump(mode="json")
+_EMPTY: RowDocument = {
+    name: "" if field.is_required() else field.get_default(call_default_factory=True)
+    for name, field in Row.model_fields.items()
+}
+"""No model is made of it: to build one takes as long as the fold of a thousand runs."""
 _NOTHING: Document = {}
 
 
@@ -61,6 +65,8 @@ class Facts(NamedTuple):
     """The stamp is the decision of the tool that made the run, which is of no search of ours."""
     stranger: list[str] | None
     """[file, id]: a file of the bundle that names another experiment."""
+    exited: bool
+    """It has an exit.json."""
     volatile: bool
     """It runs: its state may change with no file changing."""
     damage: Sequence[Damage]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import devices, processes, runner
-from autohypothesis.engine.collect import collect_ended, uncollected
+from autohypothesis.engine.collect import collect_ended
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Executor, Experiment, Resources, RunSpec
 from autohypothesis.engine.failures import CANCELLED
@@ -34,6 +34,7 @@ from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.fleet.worker.preparation import WorkerQueue
 from autohypothesis.fleet.worker.worker import FleetWorker
+from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.layout import RunPaths

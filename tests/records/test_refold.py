@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -66,6 +67,8 @@ def test_any_sequence_of_changes(steps: list[str], seed: int, new_lab: Any) -> N
         step(lab, what, chance)
     ledger = lab.layout.ledger.read_bytes()
     assert ledger == refold(lab.layout, cold=True).content
+    aggregate = json.loads(lab.layout.aggregate_experiments.read_text())
+    assert aggregate == {"experiments": [json.loads(line) for line in ledger.splitlines()]}
     before = {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
     report = sync(lab.layout)
     assert report.changed == 0
@@ -99,6 +102,36 @@ def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
     lab.decide("new-1", "keep", 1.1)
     assert sync(lab.layout).changed == 1
     assert reads == ["new-1"]
+
+
+def test_a_new_row_is_added_to_the_end_of_the_ledger_and_a_changed_one_replaces_it(
+    lab: Any,
+) -> None:
+    def inode() -> int:
+        return int(lab.layout.ledger.stat().st_ino)
+
+    lab.whole("a-1", 1.5, "keep")
+    sync(lab.layout)
+    first = inode()
+    lab.whole("b-1", 1.4, "keep")
+    sync(lab.layout)
+    assert inode() == first and list(lab.rows()) == ["a-1", "b-1"]
+    assert json.loads(lab.layout.aggregate_experiments.read_text())["experiments"] == [
+        *lab.rows().values()
+    ]
+    lab.decide("a-1", "discard", 1.5)
+    sync(lab.layout)
+    assert inode() != first and lab.rows()["a-1"]["status"] == "discard"
+
+
+def test_a_row_that_a_power_cut_tore_is_made_again(lab: Any) -> None:
+    lab.whole("a-1", 1.5, "keep")
+    lab.whole("b-1", 1.4, "discard")
+    sync(lab.layout)
+    whole = lab.layout.ledger.read_bytes()
+    lab.layout.ledger.write_bytes(whole[:-20])
+    assert sync(lab.layout).problems == []
+    assert lab.layout.ledger.read_bytes() == whole
 
 
 def test_an_index_of_other_code_is_not_used(lab: Any, monkeypatch: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from autohypothesis import system
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.records import jsonl
+from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import load, load_or_none, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.locks import Process, held
@@ -265,7 +266,6 @@ def refuse_another_machine(layout: Layout) -> None:
 
 def list_active(layout: Layout) -> list[str]:
     """Return the roles, workers and experiments of a fleet that live, each in a few words."""
-    from autohypothesis.engine.collect import uncollected
     from autohypothesis.engine.project import is_running
 
     roles = (name for name in ROLES if name != LOOP)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.collect import is_readable, is_to_be_collected, uncollected
+from autohypothesis.engine.collect import is_readable
 from autohypothesis.engine.experiment import Executor, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.states import Queue, newest_attempt
+from autohypothesis.records.bundles import is_to_be_collected, uncollected
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout

@@ -19,7 +19,6 @@ from subprocess import Popen
 from typing import Any, Literal, NamedTuple
 
 from autohypothesis.engine import shim
-from autohypothesis.engine.collect import uncollected
 from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.fleet.live import presence
@@ -34,6 +33,7 @@ from autohypothesis.fleet.supervisor.process_specs import (
     stop_stage,
 )
 from autohypothesis.records import locks
+from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process, hold
