@@ -69,6 +69,7 @@ def init(
     Examples: `orchestrator.py init`, `orchestrator.py init ../my-project --dry-run`
     """
     from autohypothesis.engine.first_task import Choices, examine
+    from autohypothesis.engine.task_file import shipped_task
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
@@ -77,6 +78,8 @@ def init(
     repository.head()  # without a commit there is nothing to run
     report = Report(repository.root, Layout(repository.root).root_task)
     tell = remark if as_json else say
+    if not report.file.exists() and (shipped := shipped_task(repository)) is not None:
+        report.file = shipped
     if not report.file.exists():
         report.found = examine(repository, folder, Choices(script, command, metric, seconds))
         _tell_findings(report.found, tell)
@@ -241,12 +244,11 @@ def _corrected(report: Report, project: Project, made: Outcome) -> Findings | No
     from autohypothesis.engine.logs import read_tail
     from autohypothesis.engine.metric_lines import WINDOW
 
-    is_unread = made.result.failure_kind in ("no_metric", "invalid")
-    if not (is_unread and report.written and report.found):
+    kind = made.result.failure_kind
+    if kind not in ("no_metric", "invalid") or not (report.written and report.found):
         return None
-    return report.found.corrected(
-        read_tail(str(project.layout.run(made.experiment_id).log), WINDOW)
-    )
+    log = read_tail(str(project.layout.run(made.experiment_id).log), WINDOW)
+    return report.found.corrected(log, several=kind == "invalid")
 
 
 def _explain(report: Report, project: Project, made: Outcome, tell: Any) -> None:
@@ -274,11 +276,14 @@ def _tell_noise(report: Report, project: Project, tell: Any) -> None:
         facts = report.found.facts if report.found else None
         tell(f"{'noise':<12} none seen: both runs have the same {name}")
         if facts is not None and not facts.reads_seed:
+            typed = next((each for each in facts.arguments if each.name == "--seed"), None)
+            edit = f"int(os.environ.get('SEED', {(typed.default if typed else None) or 0}))"
+            where = "as the default of --seed" if typed else f"in {facts.seed_line or facts.path}"
             report.gaps.append(
                 Gap(
                     f"{facts.path} reads no SEED, so every run draws the same numbers and what"
                     " chance does is not seen",
-                    f"int(os.environ.get('SEED', 0)) in {facts.seed_line or facts.path}",
+                    f"{edit} {where}",
                 )
             )
         return

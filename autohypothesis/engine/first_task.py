@@ -119,14 +119,19 @@ class Findings:
             constants=list(self.constants.items())[:20],
         )
 
-    def corrected(self, log: str) -> Findings | None:
-        """Return the findings with the metric as `log` has it; None where that changes nothing."""
+    def corrected(self, log: str, *, several: bool = False) -> Findings | None:
+        """Return the findings with the metric as `log` has it; None where that changes nothing.
+
+        Args:
+            several: whether the log was found to hold different values of the metric.
+        """
         printed = find_metrics(log)
         known = self.metric.name if self.metric is not None else ""
         chosen = next((each for each in printed if each.name == known), _likeliest(printed))
         if chosen is None:
             return None
-        take = "last" if len(chosen.values) > 1 else self.take
+        is_same = several and chosen.name == known
+        take = "last" if is_same or len(chosen.values) > 1 else self.take
         if (chosen.name, take) == (known, self.take):
             return None
         return replace(self, metric=chosen, take=take)
@@ -205,17 +210,19 @@ def direction_of(metric: str) -> Any:
 
 
 def _likeliest(metrics: Sequence[PrintedMetric]) -> PrintedMetric | None:
-    """Return the objective: the first in the list, but a loss before an accuracy of one kind."""
+    """Return the objective: of held-out text before others, of training last, a loss before an
+    accuracy of the same kind."""
     likely = [metric for metric in metrics if is_likely_objective(metric)]
     if not likely:
         return None
-    held_out = re.compile(r"val|eval|test|dev")
-    alike = [
-        metric for metric in likely
-        if bool(held_out.search(metric.name)) == bool(held_out.search(likely[0].name))
-    ]  # fmt: skip
-    losses = (metric for metric in alike if metric.direction == "minimize")
-    return next(losses, likely[0])
+
+    def rank(metric: PrintedMetric) -> tuple[bool, bool]:
+        name = metric.name.lower()
+        return not re.search(r"val|eval|test|dev", name), "train" in name
+
+    best = min(map(rank, likely))
+    alike = [metric for metric in likely if rank(metric) == best]
+    return next((metric for metric in alike if metric.direction == "minimize"), alike[0])
 
 
 # ── the script and its command ──────────────────────────────────────────────────────────────

@@ -99,7 +99,7 @@ def find_scripts(root: Path, tracked: Iterable[str]) -> list[Script]:
 
 
 def _rated(path: str, tree: ast.Module, is_imported: bool) -> Script | None:
-    stem, folders = PurePosixPath(path).stem.lower(), set(PurePosixPath(path).parts[:-1])
+    stem, folders = PurePosixPath(path).stem.lower(), set(path.lower().split("/")[:-1])
     called = {name for call in _calls(tree) if (name := _called(call))}
     metrics, _, _ = _metrics_of(path, tree)
     likely = [metric.name for metric in metrics if is_likely_objective(metric)]
@@ -115,11 +115,12 @@ def _rated(path: str, tree: ast.Module, is_imported: bool) -> Script | None:
         (2, "can be started", starts),
         (1, f"is named {stem}", stem in ("main", "run")),
         (-4, "", bool(_OTHER.search(stem))),
-        (-6, "", bool({folder.lower() for folder in folders} & _ASIDE)),
+        (-6, "", bool(folders & _ASIDE)),
         (-3, "", is_imported),
         (-len(folders), "", True),
     ]
-    if not starts or not any(holds for _, _, holds in training):
+    named = bool(_TRAINS.search(stem)) and not folders & _ASIDE
+    if not starts or not (named or any(holds for _, _, holds in training)):
         return None
     holding = [(points, why) for points, why, holds in (*rest, *training) if holds]
     return Script(

@@ -125,8 +125,8 @@ def default_task(repository: Repository) -> Task:
     files = repository.tracked_files()
     if layout.root_task.exists():
         return load_task(layout.root_task, files, root=repository.root)
-    if layout.default_task.exists() and "prepare.py" in files and _is_ours(layout.root):
-        return load_task(layout.default_task, files, root=repository.root)
+    if (shipped := shipped_task(repository)) is not None:
+        return load_task(shipped, files, root=repository.root)
     if "train.py" not in files and not (repository.root / "train.py").is_file():
         raise TaskError(
             f"{repository.root} has neither a task.yaml nor a train.py",
@@ -135,10 +135,12 @@ def default_task(repository: Repository) -> Task:
     return foreign_task()
 
 
-def _is_ours(root: Path) -> bool:
-    """Return whether prepare.py answers what the shipped task asks of it."""
+def shipped_task(repository: Repository) -> Path | None:
+    """Return the file of the shipped task, where prepare.py answers what that asks of it."""
+    file, script = Layout(repository.root).default_task, repository.root / "prepare.py"
     options = ("--locate", "--preflight", "--score")
-    return all(has_option(root / "prepare.py", option) for option in options)
+    answers = all(has_option(script, option) for option in options)
+    return file if answers and file.exists() and repository.tracks(script) else None
 
 
 def has_option(script: Path, option: str) -> bool:

@@ -139,6 +139,33 @@ def test_a_search_goes_on_with_what_init_wrote(
     assert answer.returncode == 0 and "keep: improved" in answer.stderr
 
 
+def test_a_clone_of_the_project_keeps_the_task_that_it_has(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    task = "id: pretrain\nroot: repository\nartifacts: [train.py]\n"
+    files = {"train.py": "", "prepare.py": '"--locate" "--preflight" "--score"'}
+    root = new_repository(tmp_path / "r", {**files, "tasks/pretrain/task.yaml": task})
+    code, report, _ = ran(root, "--no-run")
+    assert code == 0 and report["task_file"] == str(root / "tasks/pretrain/task.yaml")
+    assert not (root / "task.yaml").exists()
+
+
+def test_a_script_that_leaves_all_to_its_modules_runs_in_its_own_folder(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    files = {
+        "pkg/train.py": "import helpers\nopen('data/x.csv').read()\nhelpers.report(3)\n",
+        "pkg/helpers.py": "def report(f1):\n    print('train loss', 9)\n    print('f1', f1)\n",
+        "pkg/data/x.csv": "1", ".gitignore": "x.csv\n",
+    }  # fmt: skip
+    root = new_repository(tmp_path / "r", files)
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert (report["cwd"], report["command"]) == ("pkg", ["python", "train.py"])
+    assert report["metric"]["name"] == "f1", "a training loss only when there is no other"
+    assert [entry["path"] for entry in report["data"]] == ["pkg/data/x.csv"]
+
+
 def test_without_a_run_it_writes_the_file_or_only_shows_it(
     tmp_path: Path, own_locks: Path, new_repository: NewRepository
 ) -> None:
@@ -176,6 +203,17 @@ def test_a_metric_that_only_the_log_shows_is_taken_from_the_log(
     assert code == 0, said
     assert (report["metric"]["name"], report["metric"]["take"]) == ("dev_loss", "last")
     assert [run["value"] for run in report["runs"]] == [None, 1.1, 1.1]
+
+
+def test_a_name_that_two_lines_of_a_run_have_means_the_last_one(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "print('train loss', 9)\nprint('loss', 3)\n"
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert (report["metric"]["name"], report["metric"]["take"]) == ("loss", "last")
+    assert report["runs"][0]["failure"] == "invalid" and report["runs"][2]["value"] == 3
 
 
 def test_what_a_script_cannot_start_without_is_named_and_nothing_is_run(
