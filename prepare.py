@@ -751,6 +751,17 @@ class Tokenizer:
             raise _damage(folder, "tokenizer.json", f"it cannot be read ({error!r})") from None
         return cls(tokens)
 
+    @classmethod
+    def from_directory(cls, folder: str | Path | None = None) -> Tokenizer:
+        """`load`, by its published name."""
+        return cls.load(Path(folder) if folder else None)
+
+    def get_vocab_size(self) -> int:
+        return self.vocab_size
+
+    def get_bos_token_id(self) -> int:
+        return self.bos
+
     def save(self, folder: Path) -> None:
         encoded = [base64.b64encode(token).decode() for token in self.tokens]
         text = json.dumps({"pattern": SPLIT_PATTERN, "tokens": encoded})
@@ -955,25 +966,36 @@ def _record(event: str, **more: Any) -> None:
 # ---------------------------------------------------------------------------------------------
 # Loader
 
+SPLITS = ("train", "val")  # names of published scripts
 DATA_ORDER = 1234  # never the seed: with the order varied too, the spread of runs doubles
 
 
 def make_dataloader(
-    tokenizer: Tokenizer, batch_size: int, seq_len: int, device: str = "cpu"
+    tokenizer: Tokenizer, batch_size: int, seq_len: int, split: str = "cpu"
 ) -> Iterator[Batch]:
-    """Endless batches (x, y, epoch) of training text, the same for every run on the same data.
+    """Endless batches (x, y, epoch) of text, the same for every run on the same data.
 
-    x and y are LongTensor[batch_size, seq_len] on `device`; y is x, one token on. A row is full
-    and starts with BOS; a document longer than a row is cut into pieces, each behind a BOS of its
-    own, and no text is dropped. On a GPU a thread works ahead.
+    x and y are LongTensor[batch_size, seq_len]; y is x, one token on. A row is full and starts with
+    BOS; a document longer than a row is cut into pieces, each behind a BOS of its own, and no text
+    is dropped. On a GPU a thread works ahead.
+
+    `split` is "train" or "val", as published scripts say, and the batches are on the device of the
+    profile; or it is a device, "cpu" or "cuda", and the text is that of the training.
     """
     import numpy as np
     import torch
 
-    if not Clock.running:
+    prepared, device = load_prepared(), split
+    if split in SPLITS:
+        settle_process(prepared.profile)
+        device = "cuda" if prepared.profile.device == "cuda" else "cpu"
+    # A published script keeps its own time. Where weights are scored, there is one clock for all.
+    if not Clock.running and (split not in SPLITS or _is_scored_elsewhere()):
         _record("early_draw")
     threads = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
-    rows = _packed_rows(tokenizer, seq_len, load_prepared().profile.buffer_tokens, threads)
+    files = [prepared.val_file] if split == "val" else prepared.train_files
+    texts = _encoded_text(tokenizer, files, threads)
+    rows = _packed_rows(tokenizer, texts, seq_len, prepared.profile.buffer_tokens)
 
     def on_host() -> Iterator[Batch]:
         while True:
@@ -1011,7 +1033,7 @@ def _ahead(batches: Iterator[Batch], depth: int = 8) -> Iterator[Batch]:
 
 
 def _packed_rows(
-    tokenizer: Tokenizer, seq_len: int, buffer_tokens: int, threads: int
+    tokenizer: Tokenizer, encoded: Iterator[tuple[Tokens, int]], seq_len: int, buffer_tokens: int
 ) -> Iterator[tuple[Tokens, int]]:
     """Rows of seq_len + 1 tokens: a piece drawn by lot, then the longest pieces that still fit.
 
@@ -1024,7 +1046,6 @@ def _packed_rows(
     import numpy as np
 
     lot = random.Random(DATA_ORDER)
-    encoded = _encoded_text(tokenizer, threads)
     bos = np.array([tokenizer.bos], dtype=np.int64)
     pieces: list[tuple[int, int, Tokens]] = []  # length, serial number, tokens with BOS; sorted
     held = serial = epoch = 0
@@ -1055,12 +1076,13 @@ def _packed_rows(
         yield row, epoch
 
 
-def _encoded_text(tokenizer: Tokenizer, threads: int) -> Iterator[tuple[Tokens, int]]:
-    """Tokens and epoch (from 1) of the training texts, over and over in one order."""
+def _encoded_text(
+    tokenizer: Tokenizer, files: list[Path], threads: int
+) -> Iterator[tuple[Tokens, int]]:
+    """Tokens and epoch (from 1) of the texts in `files`, over and over in one order."""
     from concurrent.futures import ThreadPoolExecutor
     from itertools import count, islice
 
-    files = load_prepared().train_files
     texts = ((text, epoch) for epoch in count(1) for file in files for text in _read_parquet(file))
     if threads == 1:
         for text, epoch in texts:
@@ -1146,15 +1168,49 @@ def evaluate(
     return Evaluation(val_bpb, scored, total["bytes"], total["documents"], seconds)
 
 
-def evaluate_bpb(model: torch.nn.Module, batch_size: int | None = None) -> float:
-    """Validation bits per byte, lower is better; see `evaluate`.
+def evaluate_bpb(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer | int | None = None,
+    batch_size: int | None = None,
+) -> float:
+    """Validation bits per byte, lower is better: `evaluate_bpb(model)`, see `evaluate`.
+
+    `evaluate_bpb(model, tokenizer, batch_size)` is the published call, with its meaning: the model
+    gives the losses of full rows itself, as model(x, y, reduction="none"), and the nats of all
+    target tokens that stand for bytes are divided by those bytes and ln 2. Such a number is as good
+    as the script; the official score is computed otherwise, by `evaluate` from the saved weights.
 
     Where an orchestrator scores the saved weights (`$AUTOHYPOTHESIS_SAVE_WEIGHTS` is 1) it is nan:
     a training never reads the text that it is judged by.
     """
-    if os.environ.get("AUTOHYPOTHESIS_SAVE_WEIGHTS") == "1":
+    if _is_scored_elsewhere():
         return math.nan
-    return evaluate(model, batch_size).val_bpb
+    if isinstance(tokenizer, Tokenizer):
+        return _published_bpb(model, tokenizer, batch_size)
+    return evaluate(model, batch_size if tokenizer is None else tokenizer).val_bpb
+
+
+def _is_scored_elsewhere() -> bool:
+    return os.environ.get("AUTOHYPOTHESIS_SAVE_WEIGHTS") == "1"
+
+
+def _published_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int | None) -> float:
+    """Bits per byte by the losses that the model returns, over about all validation text."""
+    import torch
+
+    prepared = load_prepared()
+    rows, seq_len = batch_size or prepared.profile.eval_batch_size, prepared.profile.seq_len
+    sizes = torch.tensor(tokenizer.token_bytes)
+    nats, count = 0.0, 0
+    batches = make_dataloader(tokenizer, rows, seq_len, "val")
+    for _ in range(max(1, prepared.manifest["validation"]["tokens"] // (rows * seq_len))):
+        x, y, _ = next(batches)
+        with torch.no_grad():
+            losses = model(x, y, reduction="none").reshape(-1).double().cpu()
+        token_bytes = sizes[y.reshape(-1).cpu()]
+        nats += float((losses * (token_bytes > 0)).sum())
+        count += int(token_bytes.sum())
+    return nats / (math.log(2) * count)
 
 
 def _logits(model: torch.nn.Module, x: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -1314,6 +1370,12 @@ def preflight(path: Path) -> dict[str, Any]:
     constants: dict[str, Any] | None = None
     try:
         profile = load_profile()
+        if b"build_model" not in path.read_bytes():  # it may train when it is imported
+            raise EvaluationError(
+                "build_model",
+                f"{path.name} has no build_model(config), so its weights cannot be scored; commit"
+                " it and begin a search with it (--tag NAME): its score is then what it prints",
+            )
         module = _import_candidate(path)
         constants = _constants(module, path)
         if problem := shape_problem(constants, profile.seq_len):

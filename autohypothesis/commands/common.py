@@ -81,6 +81,9 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
     from autohypothesis.records.git_export import refuse_missing
 
     refuse_missing(project.repository, project.repository.head())
+    if project.scores_itself:
+        script = project.task.artifacts[0]
+        remark(f"note: {script} has no build_model, so its score is what it prints, not attested")
     with warn_once(project.repository, project.task, project.tag or project.default_tag()) as words:
         if words:
             remark(f"note: {plain_line(words)}")

@@ -324,11 +324,13 @@ class TaskSandbox:
         return Layout(self.repository.root)
 
     def training(self, checkout: Path, run: RunPaths, temporary: Path) -> SandboxSpec:
-        """Return the rights of a training: no validation data, no repository."""
+        """Return the rights of a training: no repository, and no validation data unless it scores
+        itself, in its log."""
+        scores_itself = self.task.scorer.type == "log"
         return self._of_run(
             write=(checkout, run.out, run.home),
             temporary=temporary,
-            held_out=sandbox.existing(self.held_out),
+            held_out=() if scores_itself else sandbox.existing(self.held_out),
         )
 
     def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> SandboxSpec:

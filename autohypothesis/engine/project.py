@@ -26,8 +26,8 @@ from autohypothesis.engine.reference import (
     reference_ref,
 )
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.task_file import default_task, load_task
-from autohypothesis.errors import AutohypothesisError, SettleError, UsageError
+from autohypothesis.engine.task_file import default_task, load_task, task_of_script
+from autohypothesis.errors import AutohypothesisError, GitError, SettleError, UsageError
 from autohypothesis.installation import IN_CLONE, as_called, is_clone
 from autohypothesis.plain import plain_line, templates
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
@@ -54,6 +54,9 @@ class Project:
     layout: Layout
     task: Task
     tag: str | None
+    scores_itself: bool = False
+    """Whether the task has an evaluator, and the script none of what it needs: what the script
+    prints is its score then."""
 
     @classmethod
     def open(cls, path: Path, *, task: Path | None = None, tag: str | None = None) -> Project:
@@ -74,7 +77,10 @@ class Project:
         if chosen.network is None and hub_url(layout):
             # What others wrote is run here, and after a keep is in whatever is run.
             chosen = chosen.model_copy(update={"network": False})
-        return cls(repository, layout, chosen, active)
+        fitting = chosen
+        if chosen.scorer.type == "model":
+            fitting = _for_its_script(chosen, repository, active)
+        return cls(repository, layout, fitting, active, fitting is not chosen)
 
     @classmethod
     def of_search(cls, path: Path) -> Project:
@@ -220,6 +226,15 @@ def no_search(repository: Repository, tag: str | None) -> SettleError:
         hint=fetch_command(repository, tag)
         or "start one with `python orchestrator.py run-experiment`",
     )
+
+
+def _for_its_script(task: Task, repository: Repository, tag: str | None) -> Task:
+    """Return `task` as it scores the script that the search of `tag` stands on, or begins with."""
+    commit = repository.read_ref(reference_ref(tag)) if tag else None
+    with suppress(GitError):
+        script = repository.show_file(commit or repository.head(), task.artifacts[0])
+        return task_of_script(task, script)
+    return task
 
 
 def hub_url(layout: Layout) -> str:

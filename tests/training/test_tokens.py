@@ -95,8 +95,7 @@ def test_no_text_is_dropped_or_trained_twice(
     tokenizer = prepare.Tokenizer.load()
     documents = [np.arange(n) % 500 for n in (1, 5, 31, 32, 33, 64, 100, 257)] * 5
     endless = ((tokens, epoch) for epoch in itertools.count(1) for tokens in documents)
-    monkeypatch.setattr(prepare, "_encoded_text", lambda *_: endless)
-    rows = prepare._packed_rows(tokenizer, 32, 2**10, 1)
+    rows = prepare._packed_rows(tokenizer, endless, 32, 2**10)
     total = sum(map(len, documents))
     # Everything of two epochs appears before the buffer can hold back what came first.
     seen: Counter[int] = Counter()
@@ -167,7 +166,8 @@ def test_the_loaders_thread_hands_its_errors_over(prepare: ModuleType) -> None:
 
 def test_tokenizing_in_threads_keeps_the_order(prepare: ModuleType) -> None:
     tokenizer = prepare.Tokenizer.load()
-    streams = (prepare._encoded_text(tokenizer, threads) for threads in (1, 3))
+    files = prepare.load_prepared().train_files
+    streams = (prepare._encoded_text(tokenizer, files, threads) for threads in (1, 3))
     one, many = ([tokens for tokens, _ in itertools.islice(stream, 300)] for stream in streams)
     assert len(one) == len(many) == 300 and sum(map(len, one)) > 1000
     assert all((a == b).all() for a, b in zip(one, many, strict=True))
