@@ -103,6 +103,17 @@ Settings = Annotated[
 ExperimentId = Annotated[
     str, Argument(help="Id of an experiment.", autocompletion=complete_experiment)
 ]
+Gpus = Annotated[
+    str | None,
+    Option(
+        "--gpus",
+        metavar="LIST",
+        help="Indices or UUIDs, 0,1 for two, 0:1 for a MIG device; default: all.",
+    ),
+]
+CpuWorkers = Annotated[
+    int | None, Option("--cpu-workers", metavar="N", help="Workers on a core each.")
+]
 Proposers = Annotated[
     list[str] | None,
     Option(

@@ -65,6 +65,8 @@ def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
         mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
         hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
         out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
+    if not missing and not as_json:
+        remark("next: python orchestrator.py up --hours 8, or run-loop for one device")
     raise typer.Exit(1 if missing else 0)
 
 
@@ -208,8 +210,12 @@ def _gpu(gpu: Gpu) -> Check:
         details.append(f"used by pid {', '.join(str(pid) for pid, _ in gpu.processes)}")
     if gpu.throttle:
         details.append(f"slowed down: {', '.join(gpu.throttle)}")
-    is_free = not (gpu.processes or gpu.throttle)
-    return Check(name, "ok" if is_free else "warning", "; ".join(details))
+    detail = "; ".join(details)
+    if gpu.processes:
+        return Check(name, "warning", detail, "end them, or leave it out: up --gpus LIST")
+    if gpu.throttle:
+        return Check(name, "warning", detail, "look at power and cooling: nvidia-smi -q")
+    return Check(name, "ok", detail)
 
 
 def _devices(machine: Machine) -> Iterator[Check]:
@@ -225,7 +231,10 @@ def _profile(machine: Machine) -> Check:
     """Check which profile `auto` is here, and whether its device works."""
     choice = machine.choice
     if choice is None:
-        return Check("profile", "missing", f"auto is not known: {machine.why_no_choice}")
+        return Check(
+            "profile", "missing", f"auto is not known: {machine.why_no_choice}",
+            "choose one: python prepare.py --profile cpu",
+        )  # fmt: skip
     if machine.device_problem:
         return Check(
             "profile", "missing",
@@ -277,7 +286,10 @@ def _sandbox(machine: Machine) -> Check:
 
 def _disk(path: Path) -> Check:
     free = shutil.disk_usage(path if path.exists() else Path.cwd()).free / 1e9
-    return Check("disk", "ok" if free >= LOW_DISK_GB else "warning", f"{free:.1f} GB free")
+    if free >= LOW_DISK_GB:
+        return Check("disk", "ok", f"{free:.1f} GB free")
+    hint = "see what searches that are over left: python orchestrator.py prune --dry-run"
+    return Check("disk", "warning", f"{free:.1f} GB free", hint)
 
 
 def _repository(path: Path) -> Iterator[Check]:
@@ -291,6 +303,8 @@ def _repository(path: Path) -> Iterator[Check]:
     yield Check("repository", "ok", str(project.layout.root))
     yield Check("task", "ok", f"{project.task.id}: {project.task.artifact_words}")
     yield _checkout(project)
+    yield _identity(project)
+    yield from _charter(project)
     yield from _data(project)
     yield from _records(project)
 
@@ -308,9 +322,35 @@ def _checkout(project: Project) -> Check:
         return Check("checkout", "missing", error.problem, error.hint)
     if words := lacking.problem():
         line = lacking.remedy()
-        hint = f"if a run needs one, add its line: {line}" if line else ""
+        hint = f"if a run needs one, add its line: {line}" if line else "commit what a run needs"
         return Check("checkout", "warning", plain_line(words), plain_line(hint))
     return Check("checkout", "ok", "a run has all files of this folder")
+
+
+def _identity(project: Project) -> Check:
+    """Check who commits here: a fleet's own commits need nobody, a user's do."""
+    from autohypothesis.records.git_call import missing_identity
+
+    if missing := missing_identity(project.layout.root):
+        values = {"user.name": '"Your Name"', "user.email": "you@example.org"}
+        hint = " && ".join(f"git config --global {name} {values[name]}" for name in missing)
+        return Check("git identity", "warning", f"git has no {' and no '.join(missing)}", hint)
+    return Check("git identity", "ok", "git knows who commits")
+
+
+def _charter(project: Project) -> Iterator[Check]:
+    """Check that the steering can be read, and that the limits of the prose are held."""
+    from autohypothesis.fleet.live.charter import unbound_limits
+    from autohypothesis.fleet.live.steering import SteeringFiles
+
+    layout = project.layout
+    files = SteeringFiles(layout)
+    files.combined()
+    for problem in files.problems():
+        yield Check("steering", "warning", problem, "mend the block: docs/program-md.md")
+    for line in unbound_limits(layout):
+        limit, _, cure = line.partition("; ")
+        yield Check("charter", "warning", limit, cure)
 
 
 def _records(project: Project) -> Iterator[Check]:

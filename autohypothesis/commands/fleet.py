@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from autohypothesis.commands.app import HERE, Json, Mix, Proposers, Repo, Tag, ToolCommand, app
+from autohypothesis.commands.app import (
+    HERE,
+    CpuWorkers,
+    Gpus,
+    Json,
+    Mix,
+    Proposers,
+    Repo,
+    Tag,
+    ToolCommand,
+    app,
+)
 from autohypothesis.commands.common import (
     end_of,
     layout_of,
@@ -24,6 +36,7 @@ from autohypothesis.commands.common import (
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.hub_sync.incoming import ClaimService
+    from autohypothesis.fleet.proposing import Proposer
     from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Manifest
 
@@ -39,41 +52,107 @@ def up(
     proposer: Proposers = None,
     mix: Mix = None,
     tool_command: ToolCommand = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    is_ready: Annotated[bool, Option("--ready", hidden=True)] = False,
     repo: Repo = HERE,
 ) -> None:
     """Start the fleet: observer, workers and tool-builder; without limits until it is stopped.
 
+    Where there is none yet it is made first, on all devices: `setup`, then `init-fleet`; each step
+    is said in a line. The baseline is the first run of a new search. A program that proposes is
+    asked once before the start, and what comes is shown.
+
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
+    from autohypothesis.commands.init import fleet_from_nothing, refuse_other_devices
+    from autohypothesis.fleet.live.charter import unbound_limits
+    from autohypothesis.fleet.roster.roster import FleetOptions
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.toolbuilder.builder import command_words
     from autohypothesis.proposers.configured import of_search
     from autohypothesis.records.outputs import refuse_foreign_ledger
 
     repository, layout = opened(repo)
-    manifest = process_specs.require_fleet(layout)
+    manifest = process_specs.find_fleet(layout)
     process_specs.refuse_second_supervisor(layout)
     refuse_foreign_ledger(repository, layout)
     # A wrong word is refused here rather than in the log of the process started with it.
     of_search(manifest, proposer, mix=mix, root=layout.root)
-    command_words(manifest.tool_command if tool_command is None else tool_command)
+    command_words(tool_command or (manifest.tool_command if manifest else ""))
     project = open_project(repo)
+    if manifest is None:
+        wanted = FleetOptions(
+            gpus=gpus, cpu_workers=cpu_workers, proposers=tuple(proposer or ()), mix=mix,
+            tool_command=tool_command,
+        )  # fmt: skip
+        manifest = fleet_from_nothing(project, wanted)
+        project = open_project(repo)
+    else:
+        refuse_other_devices(manifest, gpus, cpu_workers)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
+    if not is_ready:
+        for line in unbound_limits(layout):
+            remark(f"note: {line}")
+        ran = _introduce(
+            project, manifest, of_search(manifest, proposer, mix=mix, root=layout.root)
+        )
+        if max_runs is not None and ran >= max_runs:
+            remark(f"--max-runs {max_runs}: the baseline was that; call it again for more")
+            return
+        max_runs = None if max_runs is None else max_runs - ran
     if detach:
         options = [
             ("--max-runs", max_runs), ("--hours", hours), ("--mix", mix),
             ("--tool-command", tool_command), *(("--proposer", word) for word in proposer or []),
         ]  # fmt: skip
-        _detach(layout, [w for name, value in options if value is not None for w in (name, value)])
+        given = [w for name, value in options if value is not None for w in (name, value)]
+        _detach(layout, ["--ready", *given])
         return
     words = process_specs.observer_options(
         layout, manifest, more_runs=max_runs, until=end_of(project, hours),
         proposers=proposer or [], mix=mix,
     )  # fmt: skip
     bring_up(layout, manifest, words, missing, tool_command)
+
+
+def _introduce(project: Project, manifest: Manifest, proposers: Sequence[Proposer]) -> int:
+    """Ask the programs that are new to this search once, and show what comes.
+
+    The baseline is decided first, where it is not; else it is left to the fleet, which repeats it
+    on idle devices. Returns how many runs were counted.
+    """
+    from autohypothesis.commands.init import decide_baseline
+    from autohypothesis.fleet.observer.introduction import introduce, strangers
+    from autohypothesis.fleet.queue.states import Queue
+    from autohypothesis.records.history import LiveHistory
+
+    queue, history = Queue(project.layout, manifest.tag), LiveHistory(project.layout, manifest.tag)
+    history.refresh()
+    before, new = history.counted(), strangers(proposers, queue)
+    worker = next((worker for worker in manifest.workers if worker.device), None)
+    if not history.has_reference():
+        who = (
+            f"here, before {new[0].name} is asked" if new and worker else "the fleet runs it first"
+        )
+        say(f"baseline: not decided yet: {who}")
+        if not (new and worker):
+            return 0
+        decide_baseline(project, worker)
+    for proposer in new:
+        came = introduce(project, queue, proposer, len(manifest.workers))
+        ideas = "failed" if came.problem else f"{came.taken or 'no'} idea{'s' * (came.taken != 1)}"
+        say(f"asked {proposer.name}: {ideas}, in {came.seconds:.1f} s")
+        for line in came.lines:
+            say(f"  {line}")
+        others = [other.name for other in proposers if other is not proposer]
+        if not came.taken:
+            say(f"  its slots are left to {', then '.join(others)}; it is asked again")
+    history.refresh()
+    return history.counted() - before
 
 
 def bring_up(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from typer import Option
 from autohypothesis.commands.app import (
     HERE,
     Command,
+    CpuWorkers,
+    Gpus,
     Json,
     Mix,
     NewTag,
@@ -31,8 +34,8 @@ from autohypothesis.errors import FleetError, LaunchError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.roster.roster import Fleet
-    from autohypothesis.schema import Worker
+    from autohypothesis.fleet.roster.roster import Fleet, FleetOptions
+    from autohypothesis.schema import Manifest, Worker
 
 
 class NamesWhatLacksItsValue(Command):
@@ -55,17 +58,6 @@ class NamesWhatLacksItsValue(Command):
         return list(super().parse_args(ctx, args))
 
 
-Gpus = Annotated[
-    str | None,
-    Option(
-        "--gpus",
-        metavar="LIST",
-        help="Indices or UUIDs, 0,1 for two, 0:1 for a MIG device; default: all.",
-    ),
-]
-CpuWorkers = Annotated[
-    int | None, Option("--cpu-workers", metavar="N", help="Workers on a core each.")
-]
 Trees = Annotated[
     bool, Option("--create-worktrees/--no-create-worktrees", help="Now, or when workers start.")
 ]
@@ -99,7 +91,6 @@ def init_fleet(
     Run again, it makes what is missing. Examples: `orchestrator.py init-fleet --gpus 0,1`,
     `orchestrator.py init-fleet --hub https://hub.example.org`
     """
-    from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.roster import roster
     from autohypothesis.proposers.configured import configured
 
@@ -110,10 +101,78 @@ def init_fleet(
     wanted = roster.FleetOptions(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
-    with whole_or_nothing(project.repository, project.layout), telling_what_runs_lack(project):
-        fleet = roster.init_fleet(project, wanted)
+    fleet = _made(project, wanted)
     fleet.notes.extend(notes)
     _show(fleet, as_json)
+
+
+def _made(project: Project, wanted: FleetOptions) -> Fleet:
+    from autohypothesis.engine.project import whole_or_nothing
+    from autohypothesis.fleet.roster import roster
+
+    with whole_or_nothing(project.repository, project.layout), telling_what_runs_lack(project):
+        return roster.init_fleet(project, wanted)
+
+
+def fleet_from_nothing(project: Project, wanted: FleetOptions) -> Manifest:
+    """Do what `setup` and `init-fleet` do, and say each step in a line.
+
+    Where no device is named, the workers are of the kind that the data is prepared for.
+    """
+    wanted = _made_ready(project, wanted, say)
+    fleet = _made(project, wanted)
+    _show(fleet, as_json=False, is_started=True)
+    return fleet.manifest
+
+
+def refuse_other_devices(manifest: Manifest, gpus: str | None, cpu_workers: int | None) -> None:
+    """Refuse devices that are not those of a fleet: it is never changed on the way.
+
+    Raises:
+        UsageError: naming both.
+    """
+    from autohypothesis.fleet.roster.devices import choose
+
+    if gpus is None and cpu_workers is None:
+        return
+    named = {worker.worker_id: worker.device for worker in choose(gpus, cpu_workers)[0]}
+    has = {worker.worker_id: worker.device for worker in manifest.workers}
+    if named != has:
+        words = [f"--gpus {gpus}"] if gpus is not None else []
+        words += [f"--cpu-workers {cpu_workers}"] if cpu_workers is not None else []
+        options = " ".join(words)
+        raise UsageError(
+            f"fleet {manifest.tag} has {', '.join(has)}; {options} would make it"
+            f" {', '.join(named)}",
+            hint=f"change it: python orchestrator.py init-fleet {options}",
+        )
+
+
+def _made_ready(
+    project: Project, wanted: FleetOptions, tell: Callable[[str], None]
+) -> FleetOptions:
+    """Check the machine and prepare the data, as `setup` does; return the options to go on with.
+
+    Raises:
+        FleetError: this machine lacks something.
+        LaunchError: the data cannot be prepared.
+    """
+    from autohypothesis.commands.doctor import every_check, require
+    from autohypothesis.commands.setup import prepare_data
+    from autohypothesis.engine.devices import cpu_slots
+    from autohypothesis.engine.inputs import find_inputs, pinned_inputs
+
+    root, task = project.layout.root, project.task
+    require([check for check in every_check(root) if check.name not in ("data", "charter")])
+    tell("environment: in order")
+    inputs = find_inputs(task, root)
+    if isinstance(inputs, LaunchError) or not pinned_inputs(root):
+        prepare_data(project, tell=tell)
+        inputs = find_inputs(task, root)
+    kind = task.run.device if isinstance(inputs, LaunchError) else task.run.device or inputs.device
+    if wanted.gpus is None and wanted.cpu_workers is None and kind == "cpu":
+        return replace(wanted, cpu_workers=len(cpu_slots()))
+    return wanted
 
 
 def _joined(project: Project, url: str) -> tuple[str, list[str]]:
@@ -157,7 +216,7 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
     return server, notes
 
 
-def _show(fleet: Fleet, as_json: bool) -> None:
+def _show(fleet: Fleet, as_json: bool, *, is_started: bool = False) -> None:
     manifest = fleet.manifest
     if as_json:
         document = manifest.model_dump(mode="json")
@@ -174,7 +233,8 @@ def _show(fleet: Fleet, as_json: bool) -> None:
         say(f"  shares with {manifest.hub}")
     for note in fleet.notes:
         remark(f"note: {note}")
-    say("start it: python orchestrator.py up")
+    if not is_started:
+        say("start it: python orchestrator.py up")
 
 
 @app.command("bootstrap", cls=NamesWhatLacksItsValue)
@@ -193,7 +253,6 @@ def bootstrap(
 
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """
-    from autohypothesis.commands.doctor import every_check, require
     from autohypothesis.fleet.knowledge import knowledge_base as warm
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.roster.devices import choose
@@ -201,14 +260,12 @@ def bootstrap(
     wanted = roster.FleetOptions(tag, gpus, cpu_workers, create_worktrees)
     project = open_project(repo, tag=tag)
     table = warm.read(warm_start) if warm_start is not None else None
-    workers, _ = choose(gpus, cpu_workers)
-    checks = every_check(project.layout.root)
-    require([check for check in checks if check.name != "data"])  # the next step makes it
-    _prepare(project)
+    wanted = _made_ready(project, wanted, remark)
+    workers, _ = choose(wanted.gpus, wanted.cpu_workers)
     project = roster.begin_tag(project, wanted)
     worker = next((worker for worker in workers if worker.device), None)
     if worker is not None:
-        _baseline(project, worker)
+        decide_baseline(project, worker)
     else:
         remark("note: no device to run the baseline on; the fleet runs it first")
     if table is not None:
@@ -219,19 +276,7 @@ def bootstrap(
     _show(roster.init_fleet(project, wanted), as_json)
 
 
-def _prepare(project: Project) -> None:
-    """Run prepare.py where an input of the task cannot be located."""
-    from autohypothesis.engine.inputs import find_inputs, makes_inputs, run_prepare
-
-    inputs = find_inputs(project.task, project.layout.root)
-    if isinstance(inputs, LaunchError):
-        if not makes_inputs(project.task):
-            raise inputs
-        remark(f"{inputs.problem}: preparing it")
-        run_prepare(project.layout.root)
-
-
-def _baseline(project: Project, worker: Worker) -> None:
+def decide_baseline(project: Project, worker: Worker) -> None:
     """Run the reference once on the device of a worker, and decide it."""
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.fleet.roster.roster import run_baseline

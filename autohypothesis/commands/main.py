@@ -47,7 +47,7 @@ ALIASES = {"check-hardware": "doctor", "bootstrap": "init"}
 HELP = """Search for a better training script, or any other text, and believe the result.
 
 New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
-search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices; `status`
+search: `up` prepares what is missing and searches on all devices, `run-loop` on one; `status`
 says how it stands, `digest` what came out. Your own repository: `init`. `COMMAND --help` ends with
 examples. `--repo PATH` may stand before or after the command.
 """

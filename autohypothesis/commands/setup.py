@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,11 +68,17 @@ def setup(
     require(machine_checks(inspect_machine(project.layout.root)))
     say("environment: in order")
     if options or not skip_data:
-        _prepare(project, options, download=not skip_data)
+        prepare_data(project, options, download=not skip_data)
     remark("next: python orchestrator.py run-loop --max 20")
 
 
-def _prepare(project: Project, options: list[str], *, download: bool) -> None:
+def prepare_data(
+    project: Project,
+    options: Sequence[str] = (),
+    *,
+    download: bool = True,
+    tell: Callable[[str], None] = say,
+) -> None:
     """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
     from autohypothesis.engine.inputs import (
         NO_DOWNLOAD,
@@ -94,15 +101,15 @@ def _prepare(project: Project, options: list[str], *, download: bool) -> None:
     if options or (due and script.is_file()):
         if script.is_file() and not has_option(script, "--locate") and not options:
             remark(f"{script} is not ours: running it as it is")
-        run_prepare(root, options if download else [*options, NO_DOWNLOAD])
+        run_prepare(root, [*options, *([] if download else [NO_DOWNLOAD])])
         inputs = find_inputs(task, root, pins={})
     if isinstance(inputs, LaunchError):
         raise inputs
     for name, report in inputs.reports.items():
         known = f"profile {report.profile}, " if report.profile else ""
-        say(f"data: {known}{name}={report.path}")
+        tell(f"data: {known}{name}={report.path}")
     if not inputs.reports:
-        say("data: the task names none")
+        tell("data: the task names none")
     pinned = pinned_inputs(root)
     if any(pinned.get(name, path) != path for name, path in inputs.environment.items()):
         remark(

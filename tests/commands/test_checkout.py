@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from autohypothesis.commands import doctor
 from autohypothesis.records.layout import Layout
 from tests.conftest import Cli, Git
 
@@ -114,3 +117,21 @@ def test_a_run_leaves_the_worktree_of_its_worker_alone(cli: Cli, foreign: Path, 
     assert (place / "train.py").read_text() == "# half an idea\n"
     assert git(place, "branch", "--show-current") == "autoresearch/t-cpu0"
     assert (foreign / "worktrees" / ".runs" / "cpu0" / "train.py").exists()
+
+
+def test_doctor_has_a_line_and_a_fix_for_each_thing_that_is_missing(
+    cli: Cli, foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_data(foreign, git)
+    page = "No more than 8 GB of memory.\n\n```steering\nfrozn: [DEPTH]\n```\n"
+    (foreign / "program.md").write_text(page)
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
+    answer = cli("doctor", GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_SYSTEM="/dev/null")
+    lines = dict(line.split(": ", 1) for line in answer.stdout.splitlines())
+    assert "git config --global user.name" in lines["warning  git identity"]
+    assert "memory_limit_mb: 8192" in lines["warning  charter"]
+    assert "frozn" in lines["warning  steering"] and "prune" in lines["warning  disk"]
+    wrong = {name: line for name, line in lines.items() if not name.startswith("     ok")}
+    assert all("; " in line for line in wrong.values()), wrong

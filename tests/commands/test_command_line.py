@@ -76,8 +76,8 @@ def test_suggestions_repeat_the_repository_and_the_search_that_were_given(
     unknown = cli("--repo", foreign.name, "show", "nosuch", cwd=tmp_path).stderr
     assert f"`python orchestrator.py --repo {name} runs --all`" in unknown
     shown = cli("status", "--repo", foreign.name, cwd=tmp_path).stdout
-    assert shown.rstrip().endswith(f"next: python orchestrator.py --repo {name} init-fleet")
-    assert cli("status").stdout.rstrip().endswith("next: python orchestrator.py init-fleet")
+    assert shown.rstrip().endswith(f"next: python orchestrator.py --repo {name} up")
+    assert cli("status").stdout.rstrip().endswith("next: python orchestrator.py up")
 
 
 @pytest.mark.parametrize(

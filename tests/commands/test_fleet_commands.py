@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -48,7 +50,7 @@ class Place:
         self.layout = Layout(root)
         self.started: list[subprocess.Popen[str]] = []
 
-    def make(self, *, sleep: float = 0.2) -> None:
+    def make(self, *, sleep: float = 0.2, fleet: bool = True) -> None:
         self.root.mkdir()
         self.git(self.root, "init", "-q", "-b", "main")
         (self.root / "train.py").write_text(SCRIPT.format(sleep=sleep))
@@ -56,8 +58,9 @@ class Place:
         self.git(self.root, "commit", "-q", "-m", "start")
         self.git(self.root, "config", "user.name", "Ada")
         self.git(self.root, "config", "user.email", "ada@example.org")
-        made = self.ask("init-fleet", "--cpu-workers", "1", "--tag", "t")
-        assert made.returncode == 0, made.stderr
+        if fleet:
+            made = self.ask("init-fleet", "--cpu-workers", "1", "--tag", "t")
+            assert made.returncode == 0, made.stderr
 
     def __call__(self, *words: str, **env: str) -> Answer:
         return subprocess.run(
@@ -110,6 +113,42 @@ def place(tmp_path: Path, own_locks: Path, git: Git) -> Iterator[Place]:
 def test_down_with_nothing_running_is_no_error(cli: Callable[..., Answer]) -> None:
     answer = cli("down")
     assert answer.returncode == 0 and "nothing runs" in answer.stdout
+
+
+def test_up_in_a_new_repository_does_what_is_missing_and_runs_the_proposer_of_the_manual(
+    place: Place,
+) -> None:
+    """Fleet, baseline, a first question; then it is one of ours, and is changed by nobody."""
+    place.make(fleet=False)
+    (place.root / "program.md").write_text("VRAM under 39 GB\n")
+    page = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) == 15
+    script = place.root.parent / "halves.py"
+    script.write_text(code)
+    word = f"command:{shlex.join([sys.executable, str(script)])}"
+
+    answer = place("up", "--cpu-workers", "1", "--max-runs", "3", "--proposer", word)
+
+    assert answer.returncode == 0, answer.stderr
+    said = [line.split(":")[0] for line in answer.stdout.splitlines() if line[0] != " "]
+    tag = json.loads(place.layout.manifest.read_text())["tag"]
+    assert said == ["environment", "data", f"fleet {tag}", "baseline", "asked command"]
+    assert f"{word}: 1 idea, in" in answer.stdout
+    assert f"h-{tag}-0001 from {word}: RATE times 0.5" in answer.stdout
+    assert "VRAM under 39 GB" in answer.stderr and "memory_limit_mb: 39936" in answer.stderr
+    rows = read_ledger(place.layout)
+    assert [row["description"] for row in rows] == ["baseline", "RATE times 0.5", "RATE times 2"]
+    assert [row["status"] for row in rows] == ["keep", "discard", "keep"]
+
+
+def test_up_changes_no_fleet_on_the_way(place: Place) -> None:
+    place.make()
+    before = place.layout.manifest.read_bytes()
+    refused = place.ask("up", "--gpus", "0")
+    assert refused.returncode == 2 and place.layout.manifest.read_bytes() == before
+    assert "fleet t has cpu0; --gpus 0 would make it gpu0" in refused.stderr
+    assert "init-fleet --gpus 0" in refused.stderr
 
 
 @pytest.mark.parametrize("role", [["worker", "cpu0"], ["observer"]])

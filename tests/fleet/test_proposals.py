@@ -14,6 +14,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import MutatorConfig
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.observer import proposals
+from autohypothesis.fleet.observer.introduction import introduce, strangers
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
     LONGEST_PAUSE_S,
@@ -22,7 +23,7 @@ from autohypothesis.fleet.observer.proposals import (
 )
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
-from tests.fleet.observing import Hands, Listed, Thinker, broken, idea, observer, turns
+from tests.fleet.observing import Early, Hands, Listed, Thinker, broken, idea, observer, turns
 from tests.fleet.observing import calm as calm
 
 
@@ -333,3 +334,29 @@ def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) 
     assert pool.is_exhausted and pool.problems() == []
     pool.reset_after_decision()
     assert not pool.is_exhausted and pool.next_to_ask(1, device_idle=True)
+
+
+def test_a_proposer_that_is_new_is_asked_once_with_the_whole_question(
+    fleet_project: Project,
+) -> None:
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
+    turns(watched, lambda: watched.history.has_reference(), hand)
+    good = Listed([[idea("up", RATE=2.0), idea("as it is", RATE=1.0)]], name="good")
+    none, bad = Listed(name="none"), broken()
+    queue = watched.queue
+    assert strangers([good, Early(), bad], queue) == [good, bad]
+
+    came = introduce(fleet_project, queue, good, 2)
+
+    assert (came.taken, came.problem) == (1, "") and came.seconds >= 0
+    assert came.lines[0].endswith("from good: up")
+    assert "refused an idea of good, 'as it is': the reference has these" in came.lines[1]
+    (told,) = good.told
+    assert told.brief.best_result is not None and told.reference["RATE"] == 1.0
+    assert strangers([good], queue) == []
+    assert introduce(fleet_project, queue, none, 2).taken == 0
+    failed = introduce(fleet_project, queue, bad, 2)
+    assert failed.problem == "it has no key" and failed.lines == [
+        "proposer broken failed: it has no key"
+    ]

@@ -211,15 +211,20 @@ class ProposerPool:
     def _think(self, proposer: Proposer, name: str, situation: Situation, count: int) -> None:
         answer = ProposerAnswer(name, problem="it ended without an answer")
         try:
-            answer = _parse_proposals(name, proposer.propose(situation, count), count)
-        except AutohypothesisError as error:
-            answer = ProposerAnswer(name, problem=_problem_of(error))
-        except Exception as error:  # a third party's code: anything it raises is its failure
-            answer = ProposerAnswer(
-                name, problem=shortened(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
-            )
+            answer = answer_of(proposer, situation, count)
         finally:
             self._answers.put(answer)
+
+
+def answer_of(proposer: Proposer, situation: Situation, count: int) -> ProposerAnswer:
+    """Ask a proposer and wait; whatever it raises is the problem of its answer."""
+    try:
+        return _parse_proposals(proposer.name, proposer.propose(situation, count), count)
+    except AutohypothesisError as error:
+        return ProposerAnswer(proposer.name, problem=_problem_of(error))
+    except Exception as error:  # a third party's code: anything it raises is its failure
+        problem = shortened(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
+        return ProposerAnswer(proposer.name, problem=problem)
 
 
 def _parse_proposals(name: str, ideas: Sequence[object], count: int) -> ProposerAnswer:
@@ -285,9 +290,10 @@ class ProposalIntake:
 
     def collect(self) -> list[str]:
         """Queue what was answered meanwhile; return a line for each idea."""
-        return [line for answer in self.pool.answers() for line in self._take(answer)]
+        return [line for answer in self.pool.answers() for line in self.take(answer)]
 
-    def _take(self, answer: ProposerAnswer) -> list[str]:
+    def take(self, answer: ProposerAnswer) -> list[str]:
+        """Queue what can be run; return a line for each idea, and for each that is refused."""
         name = answer.proposer
         if answer.problem:
             return [f"proposer {name} failed: {answer.problem}"]
@@ -354,17 +360,22 @@ def propose_checked(
     """
     commit = project.reference()
     _check_change(project, commit, proposal)
-    history = LiveHistory(project.layout, project.active())
-    history.refresh()
-    index = ExperimentIndex(project, history)
-    index.refresh()
-    state = SearchState(index, Reference.of(index, commit), current_steering(project.layout))
-    if reason := state.reason_against(proposal, queue.open()):
+    if reason := current_state(project).reason_against(proposal, queue.open()):
         raise QueueError(
             f"{proposal.title!r} is not taken: {reason}",
             hint="see `python orchestrator.py hypotheses` and `python orchestrator.py runs`",
         )
     return queue.add(proposal, proposer=proposer).hypothesis_id
+
+
+def current_state(project: Project) -> SearchState:
+    """Return the search as its files have it now."""
+    history = LiveHistory(project.layout, project.active())
+    history.refresh()
+    index = ExperimentIndex(project, history)
+    index.refresh()
+    reference = Reference.of(index, project.reference())
+    return SearchState(index, reference, current_steering(project.layout))
 
 
 def check_worker(project: Project, workers: list[str], worker: str) -> None:

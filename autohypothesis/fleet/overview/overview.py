@@ -411,7 +411,7 @@ class _Reader:
         states = {role.role: role for role in roles}
         observer = states.get("observer") or self.role("observer")
         if not self.tag:
-            return "init-fleet"
+            return "up"
         if alive:
             return "monitor"
         if workers and self._is_new_fleet(workers):
@@ -420,7 +420,7 @@ class _Reader:
             return "digest"
         if LOOP in states and states[LOOP].pid == observer.pid:
             return "runs" if observer.state == "failed" else "run-loop"
-        return "up" if workers else "init-fleet"
+        return "up"
 
     def _is_new_fleet(self, workers: Iterable[WorkerView]) -> bool:
         """Return whether none of the roles was started since `init-fleet`."""

@@ -122,6 +122,19 @@ def command_line(layout: Layout) -> tuple[str, ...]:
     return (sys.executable, str(program_script()), "--repo", str(layout.root))
 
 
+def find_fleet(layout: Layout) -> Manifest | None:
+    """Return the manifest of a fleet with workers; None where there is none yet.
+
+    Raises:
+        FleetError: another machine works on it, or a loop does.
+        RecordError: the manifest is damaged.
+    """
+    presence.refuse_another_machine(layout)
+    presence.refuse_beside_loop(layout)
+    manifest = read_manifest(layout)
+    return manifest if manifest is not None and manifest.workers else None
+
+
 def require_fleet(layout: Layout) -> Manifest:
     """Return the manifest of a fleet with workers.
 
@@ -129,13 +142,10 @@ def require_fleet(layout: Layout) -> Manifest:
         FleetError: there is none yet, or another machine works on it, or a loop does.
         RecordError: the manifest is damaged.
     """
-    presence.refuse_another_machine(layout)
-    presence.refuse_beside_loop(layout)
-    manifest = read_manifest(layout)
-    if manifest is None or not manifest.workers:
+    if (manifest := find_fleet(layout)) is None:
         raise FleetError(
             f"there is no fleet in {layout.root}",
-            hint="make one: python orchestrator.py init-fleet",
+            hint="make one: python orchestrator.py init-fleet, or up, which starts it too",
         )
     return manifest
 
