@@ -7,16 +7,18 @@ another seed gets that run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from autohypothesis.engine.code_hash import tree_hash
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.engine.task import BY_HAND, protected_blobs, task_hash
 from autohypothesis.errors import GitError, NothingNewError
+from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import load_or_none
-from autohypothesis.records.history import DecisionHistory, LiveHistory, is_lost
+from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision, Metadata, Result, Runtime
 
@@ -78,7 +80,7 @@ class DuplicateCheck:
         outcome = result.outcome if result is not None else ""
         return f"not decided yet{', ' if outcome else ''}{outcome}"[:MAX_OUTCOME]
 
-    def run_of(self, tree: str, undecided: set[str]) -> str | None:
+    def run_of(self, tree: str, undecided: Sequence[str]) -> str | None:
         """Return the experiment that ran the artifacts with the hash `tree`; None: none did.
 
         Args:
@@ -87,8 +89,10 @@ class DuplicateCheck:
         for decision in self.history.latest.values():
             if self._has_tree(decision, tree) and self.counts(decision.experiment_id):
                 return decision.experiment_id
-        for name in sorted(undecided):
-            metadata = load_or_none(Metadata, self.project.layout.run(name).metadata)
+        for name in undecided:
+            paths = self.project.layout.run(name)
+            # Without a diff it is a run of another tool, of which there may be thousands.
+            metadata = load_or_none(Metadata, paths.metadata) if paths.diff.exists() else None
             if metadata and metadata.runtime.tree_hash == tree and self.counts(name):
                 return name
         return None
@@ -137,10 +141,11 @@ def refuse_duplicate(project: Project, experiment: Experiment, seed: int | None,
     """
     if experiment.replicates is not None:
         return
-    history = LiveHistory(project.layout, project.active())
-    history.refresh()
+    decisions, _ = read_decisions(project.layout)
+    history = DecisionHistory(each for each in decisions if each.tag == project.tag)
+    undecided = set(run_ids(project.layout)) - {each.experiment_id for each in decisions}
     check = DuplicateCheck(project, history, experiment.base, experiment.hypothesis_id, seed)
-    if (name := check.run_of(tree, history.undecided)) is not None:
+    if (name := check.run_of(tree, sorted(undecided))) is not None:
         raise NothingNewError(
             f"it was run before, as {name}: {check.outcome(name)}",
             hint=f"see it: python orchestrator.py show {name}; to draw it again, name another seed:"

@@ -35,7 +35,7 @@ class Trial:
     diff_hash: str = ""
     """Hash of its change; equal for the same edit of another base."""
     code_hash: str = ""
-    """Equal for runs that differ in `settings` alone; empty: unknown, and equal to no other."""
+    """Equal for runs that differ in `settings` alone; empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -402,7 +402,7 @@ def test_a_killed_confirmation_is_finished_with_the_task_that_it_began_with(
     letters.edit_task("timeout_seconds: 20}\nobj", "timeout_seconds: 21}\nobj")
     first = letters.run("--iterations", "1").lines[0]
     assert (first["status"], first["confirmation"]) == ("keep", "confirmed")
-    assert "2 pairs" in first["detail"]
+    assert "1 further pair" in first["detail"]
     assert len(list(plans.glob("*.json"))) < 12
 
 

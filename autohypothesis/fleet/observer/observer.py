@@ -206,13 +206,7 @@ class Observer:
             self.dispatcher.hub_unreachable = not connection.is_open
 
     def _look_at_reference(self) -> None:
-        commit = self.project.reference()
-        if (
-            self.reference is None
-            or self.reference.commit != commit
-            or (self.reference.settings is None and self.index.of_commit(commit) is not None)
-        ):
-            self.reference = Reference.of(self.index, commit)
+        self.reference = Reference.of(self.index, self.project.reference())
         self.proposals.state = SearchState(self.index, self.reference, self.steering)
 
     def _take_in(self) -> None:

@@ -69,6 +69,8 @@ class ExperimentIndex:
         self.runs: dict[str, IndexedRun] = {}
         self.platforms: dict[str, str] = {}
         """Worker -> the key of the platform that it ran on last."""
+        self.reference: Reference | None = None
+        """The one that was read last, see `Reference.of`."""
         self._last: dict[str, datetime] = {}
         self._skipped: set[str] = set()
         self._version = -1
@@ -178,12 +180,14 @@ class Candidate(NamedTuple):
 
     def equals(self, tree: str, code: str, settings: Settings) -> bool:
         """Return whether these are the same files, or the same settings on the same code."""
-        return tree == self.hashes.tree or (
-            code == self.hashes.code
-            and all(
-                name in settings and same(settings[name], self.settings[name])
-                for name in self.hashes.settings
-            )
+        is_code = code == self.hashes.code
+        return tree == self.hashes.tree or (is_code and self.has_settings(settings))
+
+    def has_settings(self, settings: Settings) -> bool:
+        """Return whether these are its settings, as far as they are no code."""
+        return all(
+            name in settings and same(settings[name], self.settings[name])
+            for name in self.hashes.settings
         )
 
 
@@ -204,10 +208,18 @@ class Reference:
 
     @classmethod
     def of(cls, index: ExperimentIndex, commit: str) -> Reference:
-        """Read the reference at `commit`, with what is known of its settings."""
+        """Return the reference at `commit`; it is read until its settings are known."""
+        run, known = index.of_commit(commit), index.reference
+        if known and known.commit == commit and (known.settings is not None or run is None):
+            return known
+        index.reference = cls._read(index, commit, run)
+        return index.reference
+
+    @classmethod
+    def _read(cls, index: ExperimentIndex, commit: str, run: IndexedRun | None) -> Reference:
         sources = _sources(index.project, commit)
         unnamed = cls(commit, sources, None, None, _constants(sources))
-        if (run := index.of_commit(commit)) is None:
+        if run is None:
             return unnamed
         settings, name = unnamed.by_name(run.settings), run.plan.experiment_id
         code_hash = index.hashes(run)[1]
@@ -227,13 +239,13 @@ class Reference:
         key = idea.model_dump_json(include=_CHANGE)
         if key not in self._candidates:
             try:
-                self._candidates[key] = self._made(project, self._without_present(idea))
+                self._candidates[key] = self._made(project, self.change(idea))
             except AutohypothesisError:
                 self._candidates[key] = None
         return self._candidates[key]
 
-    def _without_present(self, idea: Proposal) -> Change:
-        """Return the change of an idea without the constants that have its values already."""
+    def change(self, idea: Proposal) -> Change:
+        """Return the change of an idea, without constants that have the values already."""
         change, before = Change.of(idea), self.settings or {}
         if change.overrides is None:
             return change
@@ -399,9 +411,11 @@ class SearchState:
         for name, run in self.index.runs.items():
             if made is None:
                 is_equal = self._is_change(run, idea)
-            else:
+            elif run.runtime.code_hash or made.has_settings(run.settings):
                 tree, code = self.index.hashes(run)
                 is_equal = made.equals(tree, code, run.settings)
+            else:
+                continue  # git need not be asked what a run with other settings was
             if is_equal and check.counts(name):
                 if made is None or tree == made.hashes.tree:
                     return run
@@ -418,6 +432,9 @@ class SearchState:
         return is_based_here and Change.of(run.plan.hypothesis) == Change.of(idea)
 
     def _are_equal(self, idea: Proposal, other: Proposal) -> bool:
+        overrides = [self.reference.change(each).overrides for each in (idea, other)]
+        if None not in overrides:
+            return same(*overrides)
         first, second = (
             self.reference.candidate(self.index.project, each) for each in (idea, other)
         )
