@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.experiment import Outcome
     from autohypothesis.engine.first_task import Findings, Gap
     from autohypothesis.engine.project import Project
+    from autohypothesis.engine.task import Knob
 
 SHOWN = 5
 TAIL_LINES = 8
@@ -82,6 +84,7 @@ def init(
         report.file = shipped
     if not report.file.exists():
         report.found = examine(repository, folder, Choices(script, command, metric, seconds))
+        report.found = replace(report.found, knobs=_knobs(report.found))
         _tell_findings(report.found, tell)
         report.gaps += report.found.gaps
         if dry_run:
@@ -105,6 +108,23 @@ def init(
         say(f"{'next':<12} {report.next}")
     if failed:
         raise typer.Exit(1)
+
+
+_MORE_COMPUTE = re.compile(r"(?:^|_)(?:ITERS?|ITERATIONS|STEPS|EPOCHS?)(?:_|$)", re.IGNORECASE)
+"""Names of constants that buy score with time."""
+
+
+def _knobs(found: Findings) -> dict[str, Knob]:
+    """Return knobs for constants in small letters, which `search` does not take by itself."""
+    from autohypothesis.proposers.knobs import discovered
+
+    if discovered(found.sources()):
+        return {}
+    return {
+        name: knob
+        for name, knob in discovered(found.sources(), any_case=True).items()
+        if name in found.constants and not _MORE_COMPUTE.search(name)
+    }
 
 
 def _tell_findings(found: Findings, tell: Any) -> None:
@@ -138,7 +158,8 @@ def _tell_findings(found: Findings, tell: Any) -> None:
     ]
     lines.append(("arguments", _few(typed)))
     lines.append(("settings", _few([f"{name} {value}" for name, value in found.constants.items()])))
-    lines.append(("config", _few(facts.configs)))
+    lines.append(("knobs", _few(found.knobs)))
+    lines.append(("config", _few([*facts.config_scripts, *facts.configs])))
     lines.append(("data", _few([str(entry) for entry in found.data])))
     for name, text in lines:
         if text:
@@ -311,6 +332,7 @@ def _finish(report: Report, folder: Path, *, ran: bool) -> None:
     import shlex
 
     from autohypothesis.engine.first_task import Gap
+    from autohypothesis.proposers.knobs import discovered
     from autohypothesis.records.git import Repository
 
     root = report.root.resolve()
@@ -324,10 +346,10 @@ def _finish(report: Report, folder: Path, *, ran: bool) -> None:
                 f" {shlex.quote(str(report.root))} commit -m 'the task'",
             )
         )
-    if report.found is not None and not report.found.constants:
+    if (found := report.found) is not None and not (found.knobs or discovered(found.sources())):
         report.gaps.append(
             Gap(
-                f"{report.found.facts.path} has no constants at its top, which `search` turns",
+                f"{found.facts.path} has no numbers at its top, which `search` turns",
                 "name a program that has ideas: --proposer command:PROGRAM",
             )
         )
@@ -362,7 +384,8 @@ def _document(report: Report) -> dict[str, Any]:
         "metrics": [metric.name for metric in facts.metrics] if facts else [],
         "arguments": [argument._asdict() for argument in facts.arguments] if facts else [],
         "constants": dict(found.constants) if found else {},
-        "configs": facts.configs if facts else [],
+        "knobs": {name: knob.model_dump() for name, knob in found.knobs.items()} if found else {},
+        "configs": [*facts.config_scripts, *facts.configs] if facts else [],
         "data": [entry._asdict() for entry in found.data] if found else [],
         "task": found.task_text() if found else None,
         "runs": report.runs,

@@ -6,6 +6,7 @@ two runs of one code differ.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,7 @@ from autohypothesis.engine.foreign_script import (
 )
 from autohypothesis.engine.metric_lines import PrintedMetric, find_metrics, is_likely_objective
 from autohypothesis.engine.shim import FOREIGN_DEADLINE_S
+from autohypothesis.engine.task import Knob
 from autohypothesis.engine.untracked_files import UntrackedEntry, is_made_by_tools, measured
 from autohypothesis.errors import ChangeError, LaunchError, TaskError, UsageError
 from autohypothesis.plain import templates
@@ -75,7 +78,8 @@ class Findings:
         command: what is run, from `cwd`; `documented` are other ways that pages name.
         metric: the objective; None where nothing is known before a run.
         data: untracked files that the script reads.
-        constants: name -> value of what a search can turn.
+        constants: name -> value of what is set at the top of one artifact alone.
+        knobs: those that `search` turns; it finds UPPER_CASE ones by itself.
         min_delta: the threshold that is written; `noise` says what it rests on.
     """
 
@@ -90,9 +94,22 @@ class Findings:
     seconds: float
     data: Sequence[UntrackedEntry] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
     gaps: Sequence[Gap] = ()
     min_delta: float = 0.0
     noise: str = ""
+
+    @property
+    def artifacts(self) -> list[str]:
+        return [self.facts.path, *self.facts.config_scripts, *self.facts.configs]
+
+    def sources(self) -> dict[str, str]:
+        """Return path -> text of the artifacts that are Python."""
+        return {
+            path: (self.root / path).read_text(encoding="utf-8", errors="replace")
+            for path in self.artifacts
+            if path.endswith(".py")
+        }
 
     def task_text(self) -> str:
         """Return the task file, with comments."""
@@ -104,7 +121,7 @@ class Findings:
             facts=self.facts,
             id=words[:60].strip("-") or "train",
             description=f"{metric.name} of {self.facts.path}",
-            artifacts=[self.facts.path, *self.facts.configs],
+            artifacts=self.artifacts,
             command=list(self.command),
             alternatives=[list(words) for words in self.documented[:SHOWN]],
             cwd=self.cwd,
@@ -116,7 +133,8 @@ class Findings:
             others=[each for each in others if each.name != metric.name][:SHOWN],
             noise=self.noise,
             min_delta=f"{self.min_delta:g}",
-            constants=list(self.constants.items())[:20],
+            knobs={name: _dumped(knob) for name, knob in self.knobs.items()},
+            values=self.constants,
         )
 
     def corrected(self, log: str, *, several: bool = False) -> Findings | None:
@@ -135,6 +153,16 @@ class Findings:
         if (chosen.name, take) == (known, self.take):
             return None
         return replace(self, metric=chosen, take=take)
+
+
+def _dumped(knob: Knob) -> str:
+    """Return a knob as it is written in a task file."""
+    given = {"type": knob.type, **knob.model_dump(exclude_none=True, exclude_defaults=True)}
+    words = (
+        f"{name}: {f'{value:.6g}' if type(value) is float else json.dumps(value)}"
+        for name, value in given.items()
+    )
+    return f"{{{', '.join(words)}}}"
 
 
 class Noise(NamedTuple):
@@ -198,7 +226,7 @@ def examine(repository: Repository, folder: Path, choices: Choices) -> Findings:
         take="last" if metric is not None and metric.name in facts.repeated else "only",
         seconds=choices.seconds,
         data=list(_data(root, facts, cwd)),
-        constants=_constants(root, path),
+        constants=_constants(root, [path, *facts.config_scripts], arguments),
         gaps=gaps,
     )
 
@@ -407,15 +435,25 @@ def _named_by(root: Path, path: str, listed: Sequence[str]) -> Iterator[str]:
             yield f"{path}/" if (root / path).is_dir() else path
 
 
-def _constants(root: Path, path: str) -> dict[str, Any]:
-    """Return the constants at the top of the script that a search can turn."""
-    try:
-        found = read_constants((root / path).read_bytes(), path)
-    except (OSError, ChangeError):
-        return {}
+def _constants(root: Path, paths: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the constants at the top of scripts that none of the others and no argument sets."""
+    found: dict[str, Any] = {}
+    homes: Counter[str] = Counter()
+    for path in paths:
+        try:
+            constants = read_constants((root / path).read_bytes(), path)
+        except (OSError, ChangeError):
+            continue
+        found.update(constants)
+        homes.update(constants.keys())
+    given = {word.lstrip("-").partition("=")[0] for word in arguments if "=" in word}
     kinds = (bool, int, float, str)
     return {
         name: value
         for name, value in found.items()
-        if isinstance(value, kinds) and not name.startswith("_") and name.lower() != "seed"
+        if isinstance(value, kinds)
+        and homes[name] == 1
+        and name not in given
+        and not name.startswith("_")
+        and name.lower() != "seed"
     }

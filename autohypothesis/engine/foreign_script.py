@@ -66,6 +66,7 @@ class ScriptFacts:
         takes_settings: whether `--NAME=VALUE` replaces a constant of the script.
         paths: texts that may be paths, from the folder where it runs.
         configs: files with settings that it or its arguments name.
+        config_scripts: the same in Python; they replace constants of the script.
         reads_seed: whether it reads the variable SEED.
         seed_line: where it begins its random numbers: `train.py:12`; empty where it does not.
     """
@@ -80,6 +81,7 @@ class ScriptFacts:
     takes_settings: bool = False
     paths: set[str] = field(default_factory=set)
     configs: list[str] = field(default_factory=list)
+    config_scripts: list[str] = field(default_factory=list)
     reads_seed: bool = False
     seed_line: str = ""
 
@@ -178,8 +180,9 @@ def read_script(
     facts.configs = sorted(
         {name for text in texts if (name := _config_named(text, path, tracked)) is not None}
     )
-    for word in (word for word in words if word in known):
-        if (tree := _parsed(root, word)) is not None:  # a config that is Python
+    facts.config_scripts = [word for word in words if word in known and word != path]
+    for word in facts.config_scripts:
+        if (tree := _parsed(root, word)) is not None:
             names |= assigned_texts(tree)
     for config in facts.configs:
         for key, value in _flat(_settings_in(root / config)):

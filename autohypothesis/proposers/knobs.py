@@ -53,12 +53,16 @@ def knobs_of(situation: Situation) -> dict[str, Knob]:
 
 
 def discovered(
-    sources: Mapping[str, str], reference: Mapping[str, Setting] | None = None
+    sources: Mapping[str, str],
+    reference: Mapping[str, Setting] | None = None,
+    *,
+    any_case: bool = False,
 ) -> dict[str, Knob]:
     """Return knobs for the UPPER_CASE numbers and truth values at the top of the Python `sources`.
 
     Args:
         reference: the values that ranges are laid around; without it, those in the text.
+        any_case: take other names as well, as they are judged in capitals.
     """
     constants: dict[str, Setting] = {}
     homes: Counter[str] = Counter()
@@ -67,10 +71,13 @@ def discovered(
             written = read_constants(text)
             homes.update(written.keys())
             constants.update(written)
+    read_as = {name: name.upper() if any_case else name for name in constants}
     knobs = {
-        name: _around(name, (reference or {}).get(name, value))
+        name: _around(read_as[name], (reference or {}).get(name, value))
         for name, value in constants.items()
-        if homes[name] == 1 and _NAME.fullmatch(name) and not _NO_KNOB.search(name)
+        if homes[name] == 1
+        and _NAME.fullmatch(read_as[name])
+        and not _NO_KNOB.search(read_as[name])
     }
     return {name: knob for name, knob in knobs.items() if knob is not None}
 

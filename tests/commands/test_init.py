@@ -124,6 +124,8 @@ def test_a_repository_of_a_usual_kind_has_its_task_and_its_noise(
     assert task["objective"]["min_delta"] == pytest.approx(report["smallest_gain"])
     assert report["smallest_gain"] == pytest.approx(2 * noise)
     assert called("task", "check", ".", cwd=root).returncode == 0
+    assert list(task.get("knobs", {})) == (["learning_rate"] if files is NANO else [])
+    assert set(task["artifacts"]) >= {word for word in start.split() if word.endswith(".py")}
     assert said.index("script") < said.index("baseline 1"), "it says what it found, then runs"
     assert any("SEED" in gap["what"] for gap in report["missing"]) == (noise == 0)
     assert run_git(root, "status", "--porcelain").split() == ["??", "task.yaml"]
