@@ -90,6 +90,25 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
         yield
 
 
+def tell_budget_constants(project: Project) -> None:
+    """Name the constants of the script that buy score with compute: a search that finds its knobs
+    itself leaves them alone."""
+    from autohypothesis.engine.candidate import python_sources
+    from autohypothesis.proposers.knobs import budget_constants
+
+    if project.task.knobs:
+        return
+    sources = python_sources(project.repository, project.task, project.reference())
+    texts = {path: source.decode("utf-8", "replace") for path, source in sources.items()}
+    if names := budget_constants(texts):
+        one = len(names) == 1
+        remark(
+            f"note: {', '.join(names)} {'buys' if one else 'buy'} score with compute; the search"
+            f" leaves {'it' if one else 'them'} alone unless `knobs` of the task"
+            f" {'names it' if one else 'name them'}"
+        )
+
+
 def end_of(project: Project, hours: float | None = None) -> datetime | None:
     """Return when a search ends that begins now, by `hours` and by its task's budget."""
     from autohypothesis.schema import now

@@ -30,6 +30,7 @@ from autohypothesis.commands.common import (
     remark,
     role,
     say,
+    tell_budget_constants,
     telling_what_runs_lack,
 )
 
@@ -90,6 +91,7 @@ def up(
         project = open_project(repo)
     else:
         refuse_other_devices(manifest, gpus, cpu_workers)
+    tell_budget_constants(project)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():

@@ -14,6 +14,7 @@ from autohypothesis.commands.common import (
     open_project,
     remark,
     role,
+    tell_budget_constants,
     telling_what_runs_lack,
 )
 
@@ -104,6 +105,7 @@ def _loop(
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
+        tell_budget_constants(project)
     return SingleLoop(
         project,
         proposers,

@@ -37,6 +37,18 @@ _NO_KNOB = re.compile(
     r"|PRINT|DOWNLOAD|CACHE|SLEEP)(?:_|$)"
 )
 """Seeds, clocks, places, reporting and evaluation: nothing that makes a model better."""
+_AMOUNTS = {"STEPS", "STEP", "ITERS", "ITER", "ITERATIONS", "ITERATION", "EPOCHS", "EPOCH"}
+_AMOUNTS_BY_PREFIX = {
+    "UPDATES", "TIMESTEPS", "EPISODES", "GENERATIONS", "ROUNDS", "ROUND", "TOKENS", "SAMPLES",
+    "EXAMPLES", "BATCHES", "ESTIMATORS", "TREES", "TIME",
+}  # fmt: skip
+_PREFIXES = {"NUM", "N", "MAX", "TOTAL", "TRAIN", "TRAINING", "BOOST", "BOOSTING"}
+_OF_A_SCHEDULE = {
+    "WARMUP", "WARM", "WARMDOWN", "COOLDOWN", "DECAY", "RAMP", "ANNEAL", "RESTART", "LR",
+    "SCHEDULER", "GRAD", "GRADIENT", "ACCUM", "ACCUMULATION", "MICRO", "NS", "NEWTON", "POLAR",
+    "MUON", "DIFFUSION", "ROLLOUT", "UNROLL", "CONTEXT", "PATIENCE", "FREEZE", "SIZE", "RATE",
+}  # fmt: skip
+"""Words that make steps or epochs a matter of method: where a rate ends, how an update is made."""
 _SHARE = re.compile(r"(?:RATIO|FRAC|FRACTION|SHARE|DROPOUT|PROB|MOMENTUM|BETA\d?|DECAY_RATE)$")
 """Names of numbers that stay between 0 and 1."""
 
@@ -60,6 +72,8 @@ def discovered(
 ) -> dict[str, Knob]:
     """Return knobs for the UPPER_CASE numbers and truth values at the top of the Python `sources`.
 
+    What buys score with compute is none, see `budget_constants`.
+
     Args:
         reference: the values that ranges are laid around; without it, those in the text.
         any_case: take other names as well, as they are judged in capitals.
@@ -67,10 +81,9 @@ def discovered(
     constants: dict[str, Setting] = {}
     homes: Counter[str] = Counter()
     for text in _scripts(sources):
-        with suppress(ChangeError):  # one that does not parse has no knobs; prepare says so
-            written = read_constants(text)
-            homes.update(written.keys())
-            constants.update(written)
+        written = _constants_in(text)
+        homes.update(written.keys())
+        constants.update(written)
     read_as = {name: name.upper() if any_case else name for name in constants}
     knobs = {
         name: _around(read_as[name], (reference or {}).get(name, value))
@@ -78,8 +91,45 @@ def discovered(
         if homes[name] == 1
         and _NAME.fullmatch(read_as[name])
         and not _NO_KNOB.search(read_as[name])
+        and not _buys_score(name, value)
     }
     return {name: knob for name, knob in knobs.items() if knob is not None}
+
+
+def budget_constants(sources: Mapping[str, str]) -> list[str]:
+    """Return the constants of the Python `sources` that buy a better score with more compute.
+
+    Those say how long a training is: STEPS, EPOCHS, MAX_ITERS, NUM_TRAIN_EPOCHS, TOTAL_TOKENS. A
+    search leaves them alone unless the task names them as knobs.
+    """
+    found = dict.fromkeys(
+        name
+        for text in _scripts(sources)
+        for name, value in _constants_in(text).items()
+        if _NAME.fullmatch(name) and _buys_score(name, value)
+    )
+    return list(found)
+
+
+def _buys_score(name: str, value: Setting) -> bool:
+    words = name.upper().split("_")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
+        return False
+    if words[-2:] == ["PER", "EPOCH"]:
+        words = words[:-2]
+    if not _OF_A_SCHEDULE.isdisjoint(words) or _NO_KNOB.search(name):
+        return False
+    if words[-1] in _AMOUNTS:
+        return words[-1].endswith("S") or len(words) > 1
+    return words[-1] in _AMOUNTS_BY_PREFIX and not _PREFIXES.isdisjoint(words[:-1])
+
+
+def _constants_in(text: str) -> dict[str, Setting]:
+    """Return the literal constants of a script; none of one that does not parse, as prepare says
+    of it."""
+    with suppress(ChangeError):
+        return read_constants(text)
+    return {}
 
 
 def computed_in(sources: Mapping[str, str]) -> set[str]:

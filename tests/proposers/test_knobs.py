@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from autohypothesis.proposers.knobs import computed_in, discovered, knobs_of
+import yaml
+
+from autohypothesis.engine.task import Knob
+from autohypothesis.proposers.knobs import budget_constants, computed_in, discovered, knobs_of
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Steering
+from tests.conftest import ROOT, Cli, Git, rows
 
 SCRIPT = """
 import os
@@ -45,6 +50,44 @@ def test_only_constants_that_make_a_model_are_found() -> None:
     assert rate.log and rate.low == 3e-4 / 4 and rate.high == 3e-4 * 4
     assert knobs["MOMENTUM"].high < 1 and knobs["USE_BIAS"].choices == (False, True)
     assert (knobs["N_LAYERS"].low, knobs["N_LAYERS"].high) == (1, 24)
+
+
+BUDGETS = (
+    "STEPS NUM_STEPS MAX_STEPS TRAIN_STEPS TOTAL_STEPS EPOCHS N_EPOCHS MAX_EPOCHS NUM_TRAIN_EPOCHS"
+    " MAX_ITERS MAX_ITER NUM_ITERATIONS ITERATIONS STEPS_PER_EPOCH FINETUNE_EPOCHS TOTAL_TOKENS"
+    " TOTAL_TIMESTEPS N_ESTIMATORS NUM_BOOST_ROUND MAX_TIME"
+)
+NO_BUDGETS = (
+    "WARMUP_STEPS WARMUP_ITERS LR_DECAY_ITERS GRAD_ACCUM_STEPS GRADIENT_ACCUMULATION_STEPS NS_STEPS"
+    " BATCH_SIZE N_LAYERS EPOCH_SIZE STEP DECAY_EPOCHS NUM_HEADS"
+)
+
+
+def test_what_buys_score_with_compute_is_named_and_no_knob_unless_the_task_says_so(
+    project: Callable[..., Any],
+) -> None:
+    text = "".join(f"{name} = 10\n" for name in f"{BUDGETS} {NO_BUDGETS}".split())
+    sources = {"train.py": text}
+    assert budget_constants(sources) == BUDGETS.split()
+    assert set(discovered(sources)) == set(NO_BUDGETS.split())
+    sources, knobs = {"train.py": "EPOCHS = 3\n"}, {"EPOCHS": Knob(type="int", low=1, high=9)}
+    for given, found in ({}, {}), (knobs, knobs):
+        place = project(knobs=given, sources=sources, reference={"EPOCHS": 3})
+        assert knobs_of(place.situation()) == found
+
+
+def test_a_loop_names_what_it_leaves_alone(cli: Cli, foreign: Path, git: Git) -> None:
+    (foreign / "train.py").write_text("EPOCHS = 3\nprint('val_bpb:', 2 - EPOCHS / 10)\n")
+    git(foreign, "commit", "-qam", "trains for some epochs")
+    said = cli("run-loop", "--max", "2").stderr
+    assert "EPOCHS buys score with compute" in said and "`knobs`" in said
+    assert len(rows(cli)) == 1, "the baseline alone"
+
+
+def test_no_knob_of_our_own_pair_buys_score_with_compute() -> None:
+    ours = yaml.safe_load((ROOT / "tasks/pretrain/task.yaml").read_text())["knobs"]
+    text = "".join(f"{name} = 10\n" for name in ours)
+    assert budget_constants({"train.py": (ROOT / "train.py").read_text(), "t.py": text}) == []
 
 
 def test_a_constant_that_follows_another_is_known() -> None:
