@@ -18,6 +18,7 @@ from autohypothesis.commands.common import (
     say,
     telling_what_runs_lack,
 )
+from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.experiment import Outcome
@@ -56,7 +57,9 @@ def init(
         str | None, Option(metavar="WORDS", help="What is run; default: the script, as pages say.")
     ] = None,
     metric: Annotated[str | None, Option(help="What is to be better, as it is printed.")] = None,
-    seconds: Annotated[float, Option(min=1, help="The longest that a run may take.")] = 600.0,
+    seconds: Annotated[
+        float | None, Option(min=1, help="The longest that a run may take; default: 600.")
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Show what was found and the file; write and run nothing.")
     ] = False,
@@ -71,6 +74,7 @@ def init(
     Examples: `orchestrator.py init`, `orchestrator.py init ../my-project --dry-run`
     """
     from autohypothesis.engine.first_task import Choices, examine
+    from autohypothesis.engine.shim import FOREIGN_DEADLINE_S
     from autohypothesis.engine.task_file import shipped_task
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
@@ -83,17 +87,19 @@ def init(
     if not report.file.exists() and (shipped := shipped_task(repository)) is not None:
         report.file = shipped
     if not report.file.exists():
-        report.found = examine(repository, folder, Choices(script, command, metric, seconds))
+        choices = Choices(script, command, metric, seconds or FOREIGN_DEADLINE_S)
+        report.found = examine(repository, folder, choices)
         report.found = replace(report.found, knobs=_knobs(report.found))
         _tell_findings(report.found, tell)
         report.gaps += report.found.gaps
         if dry_run:
             tell(f"{'would write':<12} {report.file}\n")
             tell(report.found.task_text())
-        else:
+        elif not any(gap.is_choice for gap in report.gaps):
             _write(report, report.found)
             tell(f"{'wrote':<12} {report.file}")
     else:
+        _refuse_choices(report.file, script=script, command=command, metric=metric, seconds=seconds)
         tell(f"{'task':<12} {report.file} is there, and stays as it is")
     may_run = not (dry_run or no_run)
     if may_run and report.gaps:
@@ -108,6 +114,16 @@ def init(
         say(f"{'next':<12} {report.next}")
     if failed:
         raise typer.Exit(1)
+
+
+def _refuse_choices(file: Path, **choices: object) -> None:
+    """Refuse what a task file that is there says itself."""
+    given = [f"--{name}" for name, value in choices.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{file} is there, and says what {' and '.join(given)} would",
+            hint=f"edit it, or move it away: mv {file} {file}.old",
+        )
 
 
 _MORE_COMPUTE = re.compile(r"(?:^|_)(?:ITERS?|ITERATIONS|STEPS|EPOCHS?)(?:_|$)", re.IGNORECASE)

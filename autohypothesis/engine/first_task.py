@@ -67,6 +67,8 @@ class Gap(NamedTuple):
 
     what: str
     remedy: str
+    is_choice: bool = False
+    """Whether the task cannot be written before the user has said it."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Findings:
         others = [each for each in self.facts.metrics if is_likely_objective(each)]
         words = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(self.facts.path).stem.lower()).strip("-")
         page = templates(Path(__file__).parent / "templates").get_template("task.yaml.j2")
-        return page.render(
+        text = page.render(
             facts=self.facts,
             id=words[:60].strip("-") or "train",
             description=f"{metric.name} of {self.facts.path}",
@@ -136,6 +138,7 @@ class Findings:
             knobs={name: _dumped(knob) for name, knob in self.knobs.items()},
             values=self.constants,
         )
+        return text.rstrip() + "\n"
 
     def corrected(self, log: str, *, several: bool = False) -> Findings | None:
         """Return the findings with the metric as `log` has it; None where that changes nothing.
@@ -204,6 +207,11 @@ def examine(repository: Repository, folder: Path, choices: Choices) -> Findings:
     path = _chosen(
         choices.script or _script_in(words, prefix, tracked), scripts, inside, repository
     )
+    if not (path.endswith(".py") or words):
+        raise UsageError(
+            f"{path} is no Python file, so it is not known how it is started",
+            hint=f"say it: --command 'bash {path}'",
+        )
     documented = documented_commands(root, path, tracked)
     arguments = _arguments_in(words, path) if words else (documented[0] if documented else ())
     facts = read_script(root, path, tracked, arguments)
@@ -294,12 +302,14 @@ def _chosen(
 
 
 def _script_in(words: Sequence[str], prefix: str, tracked: Collection[str]) -> str | None:
-    """Return the tracked script of a command."""
-    for word in words:
-        for path in (word.removeprefix("./"), prefix + word.removeprefix("./")):
-            if path.endswith(".py") and path in tracked:
-                return path
-    return None
+    """Return the tracked script of a command: a Python file, or else the first file in it."""
+    named = (
+        path
+        for word in words
+        for path in (word.removeprefix("./"), prefix + word.removeprefix("./"))
+        if path in tracked
+    )
+    return min(named, key=lambda path: not path.endswith(".py"), default=None)
 
 
 def _arguments_in(words: Sequence[str], path: str) -> tuple[str, ...]:
@@ -345,7 +355,9 @@ def _argument_gaps(facts: ScriptFacts, given: Sequence[str]) -> Iterator[Gap]:
     if lacking:
         yield Gap(
             f"{facts.path} cannot start without {', '.join(lacking)}",
-            f"init --command 'python {facts.path} {lacking[0]} ...'",
+            f"python orchestrator.py init --command 'python {facts.path}"
+            f" {' '.join(name if name.startswith('-') else name.upper() for name in lacking)} ...'",
+            is_choice=True,
         )
 
 

@@ -403,7 +403,7 @@ def _readme(name: str) -> str:
     clone = is_clone()
     program = f"{IN_CLONE} --repo PATH" if clone else "autohypothesis"
     page = templates(Path(__file__).parent / "templates").get_template("new_readme.md.j2")
-    return page.render(name=plain_line(name), clone=clone, program=program)
+    return page.render(name=plain_line(name), clone=clone, program=program).rstrip() + "\n"
 
 
 def _is_made(root: Path) -> bool:

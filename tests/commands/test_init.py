@@ -194,6 +194,8 @@ def test_a_task_file_that_is_there_stays_and_is_measured(
     assert (root / "task.yaml").read_text() == mine
     assert report["smallest_gain"] == pytest.approx(0.04)
     assert "min_delta 0.01 is under the noise" in report["missing"][0]["what"]
+    refused = called("init", "--metric", "val_acc", cwd=root)
+    assert refused.returncode == 2 and "says what --metric would" in refused.stderr
 
 
 def test_a_metric_that_only_the_log_shows_is_taken_from_the_log(
@@ -218,6 +220,17 @@ def test_a_name_that_two_lines_of_a_run_have_means_the_last_one(
     assert report["runs"][0]["failure"] == "invalid" and report["runs"][2]["value"] == 3
 
 
+def test_a_program_in_another_language_is_run_as_the_user_says(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    root = new_repository(tmp_path / "r", {"fit.sh": "echo rmse: 2.$SEED\n"})
+    assert "--command 'bash fit.sh'" in called("init", "--script", "fit.sh", cwd=root).stderr
+    code, report, said = ran(root, "--command", "bash fit.sh")
+    assert code == 0, said
+    assert (report["script"], report["command"]) == ("fit.sh", ["bash", "fit.sh"])
+    assert [run["value"] for run in report["runs"]] == [None, 2.42, 2.43]
+
+
 def test_what_a_script_cannot_start_without_is_named_and_nothing_is_run(
     tmp_path: Path, own_locks: Path, new_repository: NewRepository
 ) -> None:
@@ -227,6 +240,8 @@ def test_what_a_script_cannot_start_without_is_named_and_nothing_is_run(
     code, report, _ = ran(root)
     assert code == 1 and not report["runs"]
     assert "cannot start without config" in report["missing"][0]["what"]
+    assert "init --command 'python train.py CONFIG ...'" in report["missing"][0]["remedy"]
+    assert not (root / "task.yaml").exists(), "how it is started is not known"
     assert "pip install no_such_package" in report["missing"][1]["remedy"]
 
 
