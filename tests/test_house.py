@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -11,12 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Cli
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [*sorted((ROOT / "autohypothesis").rglob("*.py")), ROOT / "orchestrator.py"]
 HEAVY = (
     "autohypothesis.schema", "pydantic", "torch", "numpy", "matplotlib", "psutil", "yaml",
     "pyarrow", "fastapi", "uvicorn", "sqlalchemy",
 )  # fmt: skip
+
+RUNS_A_SEARCH = (
+    "autohypothesis.engine.runner", "autohypothesis.engine.collect", "autohypothesis.engine.task",
+    "autohypothesis.engine.decide", "autohypothesis.proposers", "autohypothesis.hub", "yaml",
+    "jinja2", "optuna", "torch", "numpy", "matplotlib", "pyarrow", "psutil", "requests",
+)  # fmt: skip
+"""Modules that a command which only shows a search needs not."""
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -144,6 +154,25 @@ def test_help_does_not_wait_for_libraries(words: list[str]) -> None:
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [["runs"], ["status"], ["best"], ["digest"], ["hypotheses"]])
+def test_a_look_at_a_search_does_not_wait_for_what_runs_one(words: list[str], cli: Cli) -> None:
+    root = Path(json.loads(cli("status", "--json").stdout)["root"])
+    bundle = root / "research" / "runs" / "h-t-0001-1"
+    bundle.mkdir(parents=True)
+    (bundle / "result.json").write_text('{"status": "completed", "metrics": {"val_bpb": 1.5}}')
+    assert cli("sync").returncode == 0
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport orchestrator\n"
+        f"sys.argv = ['orchestrator.py', *{words!r}]\n"
+        "try:\n    orchestrator.main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {RUNS_A_SEARCH!r} if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
     )
     assert answer.stdout.splitlines()[-1] == "[]"
 

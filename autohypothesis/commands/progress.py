@@ -92,7 +92,7 @@ class FleetLines:
                 self._say(problem)
 
     def _current_problems(self) -> Iterator[str]:
-        from autohypothesis.engine.collect import stalled_runs
+        from autohypothesis.engine.shim import stalled_runs
         from autohypothesis.fleet.live.presence import ROLES, read_role, role_lives
 
         for name in ROLES:

@@ -11,7 +11,6 @@ waits for ever. Times are monotonic: a machine that is suspended makes no run la
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import signal
 import stat
@@ -24,7 +23,6 @@ from typing import Any
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
-from autohypothesis.engine.devices import experiments_of
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.experiment import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
@@ -56,7 +54,7 @@ from autohypothesis.records.files import (
     write_json,
 )
 from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import ID, Layout, RunPaths
+from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, finite, now
 
 LOCAL_LIMIT = 256 << 20
@@ -378,43 +376,12 @@ def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float 
 # ── runs that no process waits for ──────────────────────────────────────────────────────────
 
 
-def _living(run: RunPaths) -> tuple[shim.ShimRecord, float] | None:
-    """Return the shim if it lives on this machine, and after how many seconds it is ended."""
-    known = shim.read_record(run)
-    if not known or not known.lives:
-        return None
-    limits = known.overdue_after
-    return known, limits[run.score_log.exists()] if limits else math.inf
-
-
-def stopped_shim(run: RunPaths) -> str:
-    """Return what a person should know of a run whose shim is stopped; empty for any other run."""
-    living = _living(run)
-    if living is None or not system.is_stopped(living[0].pid):
-        return ""
-    owner, limit = living
-    left = max(limit - (time.monotonic() - owner.began), 0.0)
-    then = f"; else it is ended in {left:.0f} s" if limit < math.inf else ""
-    return (
-        f"its owner process {owner.pid} is stopped (state T):"
-        f" `kill -CONT {owner.pid}` resumes it{then}"
-    )
-
-
-def stalled_runs(layout: Layout) -> list[str]:
-    """Return a line for each run of a repository whose shim is stopped and holds a lock."""
-    names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
-    return [
-        f"{name} stands still: {text}" for name in names if (text := stopped_shim(layout.run(name)))
-    ]
-
-
 def end_overdue(run: RunPaths) -> bool:
     """Kill the shim of a run that is past all its limits, and record that; return whether it was.
 
     The kernel ends the training with it, and the collector what the training has started.
     """
-    living = _living(run)
+    living = shim.living_shim(run)
     if living is None or time.monotonic() < living[0].began + living[1]:
         return False
     owner, limit = living

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from autohypothesis import system
 from autohypothesis.engine import devices, shim
-from autohypothesis.engine.collect import collect, end_overdue, stopped_shim
+from autohypothesis.engine.collect import collect, end_overdue
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
     INHERITED,
@@ -205,7 +205,7 @@ class LocalExecutor(Executor):
         return shim.status(run) if state == "running" and end_overdue(run) else state
 
     def stall(self, experiment_id: str) -> str:
-        return stopped_shim(self.layout.run(experiment_id))
+        return shim.stopped_shim(self.layout.run(experiment_id))
 
     def wait(self, experiment_id: str, timeout: float) -> None:
         run = self.layout.run(experiment_id)

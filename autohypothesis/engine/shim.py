@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.devices import Device, Lease
+from autohypothesis.engine.devices import Device, Lease, experiments_of
 from autohypothesis.errors import LaunchError
-from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.layout import ID, Layout, RunPaths
 
 Clock = Literal["wall", "cpu"]
 Status = Literal["running", "finished", "dead", "absent"]
@@ -354,3 +355,34 @@ def cancel(run: RunPaths) -> bool:
     asked = system.signal_process(known.pid, known.start, signal.SIGTERM)
     system.signal_process(known.pid, known.start, signal.SIGCONT)
     return asked
+
+
+def living_shim(run: RunPaths) -> tuple[ShimRecord, float] | None:
+    """Return the shim if it lives on this machine, and after how many seconds it is ended."""
+    known = read_record(run)
+    if not known or not known.lives:
+        return None
+    limits = known.overdue_after
+    return known, limits[run.score_log.exists()] if limits else math.inf
+
+
+def stopped_shim(run: RunPaths) -> str:
+    """Return what a person should know of a run whose shim is stopped; empty for any other run."""
+    found = living_shim(run)
+    if found is None or not system.is_stopped(found[0].pid):
+        return ""
+    owner, limit = found
+    left = max(limit - (time.monotonic() - owner.began), 0.0)
+    then = f"; else it is ended in {left:.0f} s" if limit < math.inf else ""
+    return (
+        f"its owner process {owner.pid} is stopped (state T):"
+        f" `kill -CONT {owner.pid}` resumes it{then}"
+    )
+
+
+def stalled_runs(layout: Layout) -> list[str]:
+    """Return a line for each run of a repository whose shim is stopped and holds a lock."""
+    names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
+    return [
+        f"{name} stands still: {text}" for name in names if (text := stopped_shim(layout.run(name)))
+    ]

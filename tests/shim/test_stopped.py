@@ -13,9 +13,9 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import failures, processes, shim
-from autohypothesis.engine.collect import end_overdue, stopped_shim
+from autohypothesis.engine.collect import end_overdue
 from autohypothesis.engine.processes import MIN_STOPPED_S
-from autohypothesis.engine.shim import ScoreCommand
+from autohypothesis.engine.shim import ScoreCommand, stopped_shim
 from tests.conftest import wait_until
 from tests.shim.conftest import MakeLaunch, Start, alive
 

@@ -451,7 +451,7 @@ class _Reader:
 
     def note_devices_and_runs(self) -> None:
         """Name runs whose process was stopped, and devices in quarantine."""
-        from autohypothesis.engine.collect import stalled_runs
+        from autohypothesis.engine.shim import stalled_runs
 
         self.needs += [Notice(line) for line in stalled_runs(self.layout)]
         for device, reason in quarantined(self.layout).items():
