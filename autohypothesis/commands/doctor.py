@@ -65,7 +65,7 @@ def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
         mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
         hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
         out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
-    if not missing and not as_json:
+    if not as_json and all(c.verdict != "missing" or c.name == "data" for c in checks):
         remark("next: python orchestrator.py up --hours 8, or run-loop for one device")
     raise typer.Exit(1 if missing else 0)
 
@@ -365,7 +365,7 @@ def _records(project: Project) -> Iterator[Check]:
 
 def _data(project: Project) -> Iterator[Check]:
     from autohypothesis.engine.devices import devices
-    from autohypothesis.engine.inputs import locate_inputs
+    from autohypothesis.engine.inputs import locate_inputs, makes_inputs
 
     root = project.layout.root
     try:
@@ -375,5 +375,9 @@ def _data(project: Project) -> Iterator[Check]:
         if inputs.device:
             working = devices("cuda" if inputs.device == "cuda" else "cpu")
             yield Check("device for it", "ok", f"{len(working)} x {working[0].name}")
-    except (LaunchError, LeaseError) as error:
+    except LaunchError as error:
+        made = "python orchestrator.py setup; `up` does it as well"
+        hint = made if makes_inputs(project.task) else error.hint
+        yield Check("data", "missing", error.problem, hint)
+    except LeaseError as error:
         yield Check("data", "missing", error.problem, error.hint)

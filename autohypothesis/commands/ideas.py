@@ -277,10 +277,18 @@ def _queue(layout: Layout, tag: str | None = None) -> Queue:
 
 
 @app.command("briefing")
-def briefing(repo: Repo = HERE, as_json: Json = False) -> None:
+def briefing(
+    count: Annotated[
+        int | None,
+        Option("--question", metavar="N", min=1, help="The whole question, for N hypotheses."),
+    ] = None,
+    repo: Repo = HERE,
+    as_json: Json = False,
+) -> None:
     """The brief: what a proposer is told, as a page or as the document itself.
 
-    Example: `orchestrator.py briefing --json | my-proposer`
+    `--question` prints what `--proposer command:PROGRAM` gets on its standard input, to try one by
+    hand. Example: `orchestrator.py briefing --question 2 | my-proposer`
     """
     from pydantic import ValidationError
 
@@ -288,6 +296,9 @@ def briefing(repo: Repo = HERE, as_json: Json = False) -> None:
     from autohypothesis.records.files import read_json
     from autohypothesis.schema import Brief
 
+    if count is not None:
+        _print_question(open_project(repo), count)
+        return
     layout = layout_of(repo)
     try:
         document = read_json(layout.brief)
@@ -309,3 +320,12 @@ def briefing(repo: Repo = HERE, as_json: Json = False) -> None:
     from autohypothesis.terminal.fleet import brief_page
 
     out().print(brief_page(brief))
+
+
+def _print_question(project: Project, count: int) -> None:
+    from autohypothesis.fleet.observer.introduction import situation_now
+    from autohypothesis.fleet.queue.states import Queue
+    from autohypothesis.proposers.command import document_of
+
+    queue = Queue(project.layout, project.active())
+    print_json(document_of(situation_now(project, queue), count))

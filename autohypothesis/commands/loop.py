@@ -61,6 +61,7 @@ def run_loop(
     """
     from autohypothesis.commands.progress import shown
     from autohypothesis.engine.project import whole_or_nothing
+    from autohypothesis.fleet.live.charter import unbound_limits
     from autohypothesis.fleet.single_loop import exclusive_search
 
     with role("loop") as stop:
@@ -71,6 +72,8 @@ def run_loop(
             for note in notes:
                 remark(f"note: {note}")
             loop = _loop(project, _proposers(project, proposer, mix), most, description, hours)
+            for line in unbound_limits(project.layout):
+                remark(f"note: {line}")
             with telling_what_runs_lack(project), shown(project.layout, stop) as tick:
                 loop.tick = tick
                 outcome = loop.run(stop)

@@ -127,7 +127,8 @@ class Command:
         status = "" if answer.exit_code is None else f" (exit status {answer.exit_code})"
         return ProposerError(
             f"{self.name} {why}{status}{'; ' + words if words else ''}",
-            hint=f"try it by hand: {shlex.join(self._words)}",
+            hint="try it by hand: python orchestrator.py briefing --question 1 |"
+            f" {shlex.join(self._words)}",
         )
 
 

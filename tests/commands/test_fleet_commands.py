@@ -140,6 +140,12 @@ def test_up_in_a_new_repository_does_what_is_missing_and_runs_the_proposer_of_th
     rows = read_ledger(place.layout)
     assert [row["description"] for row in rows] == ["baseline", "RATE times 0.5", "RATE times 2"]
     assert [row["status"] for row in rows] == ["keep", "discard", "keep"]
+    told = json.loads(place.ask("briefing", "--question", "2").stdout)
+    assert told["charter"] == "VRAM under 39 GB\n" and told["reference"]["RATE"] == 2.0
+    by_hand = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(told), capture_output=True, text=True
+    )
+    assert json.loads(by_hand.stdout)["title"] == "RATE times 2"
 
 
 def test_up_changes_no_fleet_on_the_way(place: Place) -> None:

@@ -19,10 +19,13 @@ from autohypothesis.fleet.observer.proposals import (
     answer_of,
     current_state,
 )
+from autohypothesis.fleet.observer.search_state import SearchState
 from autohypothesis.fleet.proposing import AskedEarly, Proposer, Situation
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import of_tag
 from autohypothesis.records.ledger import read_ledger
+from autohypothesis.schema import Brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +52,26 @@ def strangers(proposers: Sequence[Proposer], queue: Queue) -> list[Proposer]:
     ]
 
 
-def question(project: Project, queue: Queue) -> Situation:
-    """Return the situation of now, with a brief that is written for it."""
-    state = current_state(project)
-    publisher = BriefPublisher(project, queue)
-    publisher.publish(
+def situation_now(project: Project, queue: Queue) -> Situation:
+    """Return the situation that a proposer is asked in, with the brief as it was last written."""
+    brief = load_or_none(Brief, project.layout.brief)
+    return current_state(project).situation(queue, brief)
+
+
+def _write_brief(project: Project, queue: Queue, state: SearchState) -> None:
+    BriefPublisher(project, queue).publish(
         rows=[dict(row) for row in of_tag(read_ledger(project.layout), project.tag)],
         steering=state.steering,
         settings=state.reference.settings or {},
     )
-    return state.situation(queue, publisher.brief)
 
 
 def introduce(project: Project, queue: Queue, proposer: Proposer, count: int) -> Introduction:
     """Ask a proposer for `count` ideas, wait for its answer, and queue what can be run."""
-    pool = ProposerPool([proposer])
-    intake = ProposalIntake(project.task, queue, pool, state=current_state(project))
-    situation, started = question(project, queue), time.monotonic()
+    state, pool = current_state(project), ProposerPool([proposer])
+    intake = ProposalIntake(project.task, queue, pool, state=state)
+    _write_brief(project, queue, state)
+    situation, started = situation_now(project, queue), time.monotonic()
     answer = answer_of(proposer, situation, count)
     seconds = time.monotonic() - started
     lines = intake.take(answer)

@@ -19,6 +19,7 @@ from autohypothesis.fleet.live.presence import COURIER, read_manifest
 from autohypothesis.fleet.live.quarantine import device_problem
 from autohypothesis.fleet.live.stop import SUPERVISOR
 from autohypothesis.installation import program_script
+from autohypothesis.plain import shortened
 from autohypothesis.records.files import opened
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.layout import Layout
@@ -28,6 +29,8 @@ from autohypothesis.system import process_start
 
 LOG_LIMIT = 4 * 1024 * 1024
 """Bytes; the log of a role that grew longer is set aside once, as `.log.1`, when it starts."""
+LAST_WORDS = 600
+"""Characters of the last line that are told; its middle is left out, its hint is not."""
 LOG_TAIL = 4096
 """Bytes of it that are read for the last line."""
 SUPERVISOR_ROLE = "supervisor"
@@ -114,7 +117,7 @@ def exit_reason(layout: Layout, name: str, code: int) -> str:
     with suppress(ValueError):
         words = words if code >= 0 else f"was ended by {signal.Signals(-code).name}"
     line = last_line(layout, name)
-    return f"{words}: {line[:200]}" if line else words
+    return f"{words}: {shortened(line, LAST_WORDS)}" if line else words
 
 
 def command_line(layout: Layout) -> tuple[str, ...]:
