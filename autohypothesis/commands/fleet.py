@@ -91,12 +91,12 @@ def up(
         project = open_project(repo)
     else:
         refuse_other_devices(manifest, gpus, cpu_workers)
-    tell_budget_constants(project)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
     if not is_ready:
+        tell_budget_constants(project)
         for line in unbound_limits(layout):
             remark(f"note: {line}")
         ran = _introduce(
