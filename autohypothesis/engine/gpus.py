@@ -21,6 +21,10 @@ from autohypothesis import system
 
 MIB = 1 << 20
 HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
+NO_MIG_DEVICE = (
+    "is in MIG mode and has no MIG device: see `nvidia-smi mig -lgip`, then"
+    " `nvidia-smi mig -cgi PROFILE -C`"
+)
 SILENCE_S = 30.0  # an answer takes a millisecond; after this the driver hangs
 _LOST = {9, 15, 16, 999}  # driver not loaded, GPU is lost, reset required, unknown
 _THROTTLE = {
@@ -72,8 +76,18 @@ class Gpu(NamedTuple):
         """Return `2` for a GPU, `2:0` for the first MIG device of it."""
         return str(self.index) if self.mig is None else f"{self.index}:{self.mig}"
 
+    @property
+    def complaint(self) -> str:
+        """Return why it cannot be used, as a sentence; "" where it can."""
+        if self.problem and self.problem != NO_MIG_DEVICE:
+            return f"GPU {self.number} does not answer: {self.problem}"
+        return self.problem and f"GPU {self.number} {self.problem}"
+
     def is_named(self, word: str) -> bool:
-        """Return whether a UUID, the beginning of one, or the older name of a MIG device is its."""
+        """Return whether a number, a UUID, the beginning of one, or the older name of a MIG device
+        is its."""
+        if word == self.number:
+            return True
         if not word.upper().startswith(("GPU-", "MIG-")):
             return False
         names = (self.uuid, self.alias) if self.mig is not None else (self.uuid,)
@@ -111,7 +125,7 @@ def usable_gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], st
     are none (empty when there are)."""
     found, why_none = all_gpus(environ, measured=False)
     if all(gpu.problem for gpu in found):
-        lost = [f"GPU {gpu.index} does not answer: {gpu.problem}" for gpu in found]
+        lost = [gpu.complaint for gpu in found]
         return [], why_none or (lost[-1] if lost else "NVML lists no devices")
     usable = _masked(found, environ)
     return usable, "" if usable else HIDDEN
@@ -142,9 +156,9 @@ def _masked(found: list[Gpu], environ: Mapping[str, str] | None) -> list[Gpu]:
         return found
     chosen: list[Gpu] = []
     for word in map(str.strip, mask.split(",")):
-        matching = [gpu for gpu in found if word == str(gpu.index) or gpu.is_named(word)]
-        if not matching and word.startswith("GPU-"):
-            matching = [gpu for gpu in found if gpu.parent.lower().startswith(word.lower())]
+        matching = mig_devices_of(word, found)
+        if not matching and ":" not in word:  # `1:0` is a name of ours
+            matching = [gpu for gpu in found if gpu.is_named(word)]
         if len({gpu.parent or gpu.uuid for gpu in matching}) != 1:
             break
         if word.startswith("MIG-") and len(matching) > 1:
@@ -177,6 +191,8 @@ def _is_in_mig_mode(nvml: Any, handle: Any) -> bool:
     """Return whether the GPU is divided now; a mode that waits for a reset does not count."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except AttributeError:
+        return False  # an older pynvml
     except nvml.NVMLError as error:
         if getattr(error, "value", None) in _LOST:
             raise
@@ -206,10 +222,7 @@ def _mig_devices(nvml: Any, handle: Any, gpu: Gpu, measured: bool) -> Iterator[G
         except nvml.NVMLError as error:
             yield slice_._replace(problem=str(error))
     if not count:
-        yield gpu._replace(
-            problem="it is in MIG mode and has no MIG device: see `nvidia-smi mig -lgip`, then"
-            " `nvidia-smi mig -cgi PROFILE -C`"
-        )
+        yield gpu._replace(problem=NO_MIG_DEVICE)
 
 
 def _mig_name(nvml: Any, handle: Any, whole: str) -> str:
@@ -220,7 +233,7 @@ def _mig_name(nvml: Any, handle: Any, whole: str) -> str:
     try:
         size = nvml.nvmlDeviceGetAttributes(handle)
         profile = f"{size.gpuInstanceSliceCount}g.{round(size.memorySizeMB / 1024)}gb"
-    except nvml.NVMLError:
+    except (nvml.NVMLError, AttributeError):
         memory = nvml.nvmlDeviceGetMemoryInfo(handle).total / MIB
         profile = f"{round(memory / 1024)}gb"
     return f"{whole} MIG {profile}"
@@ -231,7 +244,7 @@ def _older_name(nvml: Any, handle: Any, whole: str) -> str:
     try:
         gi = nvml.nvmlDeviceGetGpuInstanceId(handle)
         ci = nvml.nvmlDeviceGetComputeInstanceId(handle)
-    except nvml.NVMLError:
+    except (nvml.NVMLError, AttributeError):
         return ""
     return f"MIG-{whole}/{gi}/{ci}"
 

@@ -107,7 +107,7 @@ def test_mig_devices_are_listed_with_their_names_and_memory(machine: Machine) ->
     _, said, summary = machine(divided, {"cuda": "12.8", "gpu": "x", "gb": 10, "major": 9})
     assert [(one["index"], one.get("mig")) for one in said["gpus"]] == [(0, 0), (0, 1), (1, None)]
     assert said["gpu_name"].endswith("MIG 1g.10gb") and said["vram_mb"] == 9_856
-    assert "gpu 1: it is in MIG mode and has no MIG device" in summary
+    assert "gpu 1: is in MIG mode and has no MIG device" in summary
 
 
 def test_a_torch_that_cannot_be_imported_makes_nothing_ready(machine: Machine) -> None:

@@ -104,7 +104,7 @@ def test_mig_devices_stand_in_the_place_of_their_gpu(machine: Machine) -> None:
     assert first.name == "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
     assert (second.memory_mb, second.used_mb) == (9_856, 99)
     assert (second.utilisation, second.energy_j, second.power_w) == (None, None, None)
-    assert "has no MIG device" in found[3].problem
+    assert found[3].complaint.startswith("GPU 2 is in MIG mode and has no MIG device: see")
     offered = devices.devices("cuda")
     assert [device.uuid for device in offered] == [found[at].uuid for at in (0, 1, 2, 4)]
     assert len({devices.lease_of(device).path for device in offered}) == 4

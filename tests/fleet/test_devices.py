@@ -69,9 +69,11 @@ def test_mig_devices_are_named_by_uuid_or_number_and_their_gpu_never(machine: Ma
         with pytest.raises(UsageError, match="is in MIG mode") as refused:
             choose(words)
         assert "--gpus 1:0,1:2" in refused.value.hint and workers[2].device in refused.value.hint
-    for words in ("1:1", "2", "0:0", "MIG-1"):
+    for words in ("1:1", "3", "0:0", "MIG-1"):
         with pytest.raises(UsageError, match="there is no"):
             choose(words)
+    with pytest.raises(UsageError, match="GPU 2 is in MIG mode and has no MIG device"):
+        choose("0,2")
     with pytest.raises(UsageError, match="GPU 1:0 twice"):
         choose("1:0,MIG-0000")
 

@@ -24,7 +24,14 @@ from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
-from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, mig_devices_of, usable_gpus
+from autohypothesis.engine.gpus import (
+    NO_MIG_DEVICE,
+    Gpu,
+    all_gpus,
+    cuda_version,
+    mig_devices_of,
+    usable_gpus,
+)
 from autohypothesis.engine.inputs import SCRIPT, TIMEOUT_S
 from autohypothesis.engine.project import source_folder
 from autohypothesis.engine.task_file import has_option
@@ -111,6 +118,9 @@ def _words(text: str) -> list[str]:
 
 def _named_gpus(words: Sequence[str]) -> tuple[list[Worker], list[str]]:
     everything, why_none = usable_gpus({})
+    for gpu in all_gpus({}, measured=False)[0]:
+        if gpu.problem == NO_MIG_DEVICE and any(gpu.is_named(word) for word in words):
+            raise UsageError(f"--gpus {','.join(words)}: {gpu.complaint}")
     if not everything:
         note = (
             f"{why_none}: the workers of {', '.join(words)} are prepared, and do not train"
@@ -148,7 +158,7 @@ def _matching_gpu(word: str, everything: Sequence[Gpu]) -> Gpu:
             + ",".join(gpu.number for gpu in parts)
             + f" ({', '.join(f'{gpu.number} is {gpu.name} {gpu.uuid}' for gpu in parts)})",
         )
-    matching = [gpu for gpu in everything if word == gpu.number or gpu.is_named(word)]
+    matching = [gpu for gpu in everything if gpu.is_named(word)]
     if len(matching) == 1:
         return matching[0]
     several = ", ".join(gpu.number for gpu in matching)
@@ -173,7 +183,7 @@ def device_users(uuids: Sequence[str]) -> list[str]:
     lines = []
     for gpu in all_gpus()[0] if uuids else ():
         if gpu.problem and (gpu.uuid in uuids or not gpu.uuid):
-            lines.append(f"GPU {gpu.number} does not answer: {gpu.problem}")
+            lines.append(gpu.complaint)
         elif gpu.processes and gpu.uuid in uuids:
             users = ", ".join(f"pid {pid}" for pid, _ in gpu.processes[:4])
             lines.append(f"GPU {gpu.number} is used by {users} ({gpu.used_mb:.0f} MiB)")
