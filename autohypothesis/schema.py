@@ -764,6 +764,8 @@ class SearchSettings(Tolerant):
     """Id of the task that is searched: a tag has one. Older manifests do not say."""
     task_file: str = ""
     """Its file, from the root; empty for the repository's default one."""
+    folder: str = ""
+    """Where the script of a search without a task file lies; empty for the root."""
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []

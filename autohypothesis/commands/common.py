@@ -44,11 +44,16 @@ def layout_of(repo: Path) -> Layout:
 def open_project(repo: Path, *, task: Path | None = None, tag: str | None = None) -> Project:
     """Open the repository, its task and its active tag.
 
+    Where the repository was moved, worktrees and manifest follow.
+
     A hub key of an earlier version is moved out of `.git`, or warned of, before anything is run.
     """
     from autohypothesis.engine.project import Project
+    from autohypothesis.fleet.roster.moved import settle_in
 
     project = Project.open(repo, task=task, tag=tag)
+    if note := settle_in(project):
+        remark(f"note: {note}")
     common_dir = project.repository.common_dir
     if os.path.lexists(common_dir / "autohypothesis" / "hub.json"):
         from autohypothesis.errors import HubError

@@ -294,13 +294,17 @@ def _disk(path: Path) -> Check:
 
 def _repository(path: Path) -> Iterator[Check]:
     from autohypothesis.engine.project import Project
+    from autohypothesis.fleet.roster.moved import find_move
 
     try:
         project = Project.open(path)
     except AutohypothesisError as error:
         yield Check("repository", "missing", error.problem, error.hint)
         return
-    yield Check("repository", "ok", str(project.layout.root))
+    if move := find_move(project.repository, project.layout):
+        yield Check("repository", "warning", str(move), "python orchestrator.py up puts that right")
+    else:
+        yield Check("repository", "ok", str(project.layout.root))
     yield Check("task", "ok", f"{project.task.id}: {project.task.artifact_words}")
     yield _checkout(project)
     yield _identity(project)

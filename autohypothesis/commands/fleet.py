@@ -75,13 +75,13 @@ def up(
     from autohypothesis.records.outputs import refuse_foreign_ledger
 
     repository, layout = opened(repo)
-    manifest = process_specs.find_fleet(layout)
     process_specs.refuse_second_supervisor(layout)
     refuse_foreign_ledger(repository, layout)
+    project = open_project(repo)
+    manifest = process_specs.find_fleet(layout)  # with the paths of here, where it was moved
     # A wrong word is refused here rather than in the log of the process started with it.
     of_search(manifest, proposer, mix=mix, root=layout.root)
     command_words(tool_command or (manifest.tool_command if manifest else ""))
-    project = open_project(repo)
     if manifest is None:
         wanted = FleetOptions(
             gpus=gpus, cpu_workers=cpu_workers, proposers=tuple(proposer or ()), mix=mix,

@@ -353,7 +353,7 @@ def show_results(
 
 def _folder(path: Path) -> Layout:
     """Return the folder itself where it holds a ledger or a table, else its repository."""
-    from autohypothesis.records.git import refuse_path
+    from autohypothesis.records.checkouts import refuse_path
     from autohypothesis.records.layout import Layout
 
     refuse_path(path.absolute())

@@ -68,12 +68,12 @@ class Project:
         """
         repository = Repository.find(path)
         layout = Layout(repository.root)
+        active = checked_id(tag) if tag else active_tag(layout)
         chosen = (
             load_task(task, repository.tracked_files(), root=repository.root)
             if task is not None
-            else default_task(repository)
+            else default_task(repository, _script_folders(repository, layout, path, active))
         )
-        active = checked_id(tag) if tag else active_tag(layout)
         if chosen.network is None and hub_url(layout):
             # What others wrote is run here, and after a keep is in whatever is run.
             chosen = chosen.model_copy(update={"network": False})
@@ -176,23 +176,19 @@ class Project:
 
     def _task_of(self, tag: str) -> str:
         """Return the id of the task that a tag searches; empty when that is unknown."""
-        return self._earlier().get(tag, SearchSettings()).task
-
-    def _earlier(self) -> dict[str, SearchSettings]:
-        manifest = load_or_none(Manifest, self.layout.manifest)
-        if manifest is None:
-            return {}
-        return {**manifest.earlier, manifest.tag: _settings_of(manifest)}
+        return _settings(self.layout).get(tag, SearchSettings()).task
 
     def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
         """Return the manifest of a tag which begins, or goes on with the terms that it had."""
-        earlier, root = self._earlier(), self.layout.root
+        earlier, root = _settings(self.layout), self.layout.root
         terms = earlier.get(tag, SearchSettings()).model_dump()
         if inputs is not None:
             terms["inputs"] = dict(inputs)
         elif not terms["inputs"]:
             terms["inputs"] = locate_inputs(self.task, root, root, os.environ, pins={}).environment
         terms |= {"task": self.task.id, "task_file": self.task.source}
+        if not self.task.source and self.task.run.cwd != ".":
+            terms["folder"] = self.task.run.cwd
         return Manifest(
             tag=tag,
             created_at=now(),
@@ -216,6 +212,26 @@ def _settings_of(manifest: Manifest) -> SearchSettings:
     return SearchSettings.model_validate(
         manifest.model_dump(include=set(SearchSettings.model_fields))
     )
+
+
+def _settings(layout: Layout) -> dict[str, SearchSettings]:
+    """Return tag -> settings of every search that the manifest knows, the active one last."""
+    manifest = load_or_none(Manifest, layout.manifest)
+    if manifest is None:
+        return {}
+    return {**manifest.earlier, manifest.tag: _settings_of(manifest)}
+
+
+def _script_folders(
+    repository: Repository, layout: Layout, path: Path, tag: str | None
+) -> Iterator[str]:
+    """Yield where a script may be, from the top: the folder that was named, that of the search."""
+    named, top = os.path.realpath(path), os.path.realpath(repository.here)
+    of_fleet = named.startswith(os.path.realpath(layout.worktrees) + os.sep)
+    if named.startswith(top + os.sep) and not of_fleet:
+        yield os.path.relpath(named, top)
+    if tag and (folder := _settings(layout).get(tag, SearchSettings()).folder):
+        yield folder
 
 
 def no_search(repository: Repository, tag: str | None) -> SettleError:

@@ -34,6 +34,8 @@ from autohypothesis.schema import did_you_mean
 
 FOREIGN_MIN_DELTA = 0.001
 """bpb; one seed of the published baseline differs from another by 0.0007 to 0.001."""
+SCRIPT = "train.py"
+"""The training script of a repository without a task file."""
 MAX_BYTES = 256 * 1024
 Marks = dict[Location, int]
 """Location of a key or item of the file -> its line, from 1."""
@@ -116,8 +118,11 @@ def _only_from_the_top(
     return not below and bool(matching(files, patterns))
 
 
-def default_task(repository: Repository) -> Task:
+def default_task(repository: Repository, folders: Iterable[str] = ()) -> Task:
     """Return the task of a repository: its task.yaml, the shipped one, or the one without a file.
+
+    Args:
+        folders: where a train.py may lie when the top folder has neither, the first one first.
 
     Raises:
         TaskError: its task file is wrong, or it has neither a task file nor a train.py.
@@ -128,12 +133,16 @@ def default_task(repository: Repository) -> Task:
         return load_task(layout.root_task, files, root=repository.root)
     if (shipped := shipped_task(repository)) is not None:
         return load_task(shipped, files, root=repository.root)
-    if "train.py" not in files and not (repository.root / "train.py").is_file():
-        raise TaskError(
-            f"{repository.root} has neither a task.yaml nor a train.py",
-            hint="make one: `python orchestrator.py init`; or name another repository: --repo PATH",
-        )
-    return foreign_task()
+    for folder in ("", *folders):
+        script = (PurePosixPath(folder) / SCRIPT).as_posix()
+        if script in files or (repository.root / script).is_file():
+            return foreign_task(folder)
+    hint = "make one: `python orchestrator.py init`; or name another repository: --repo PATH"
+    if deeper := [file for file in files if file.endswith(f"/{SCRIPT}")]:
+        named = shlex.quote(str((repository.root / deeper[0]).parent))
+        hint = f"name the folder of {deeper[0]}: --repo {named}; or {hint}"
+    problem = f"{repository.root} has neither a task.yaml nor a {SCRIPT}"
+    raise TaskError(problem, hint=hint)
 
 
 def shipped_task(repository: Repository) -> Path | None:
@@ -169,13 +178,18 @@ def task_of_script(task: Task, script: bytes) -> Task:
     return task.model_copy(update={"run": run, "scorer": ScorerConfig(type="log")})
 
 
-def foreign_task() -> Task:
-    """Return the task of a script that prints `val_bpb:`, and of which nothing else is known."""
+def foreign_task(folder: str = "") -> Task:
+    """Return the task of a script that prints `val_bpb:`, and of which nothing else is known.
+
+    Args:
+        folder: where it lies and is run, from the top of the repository.
+    """
+    script = (PurePosixPath(folder) / SCRIPT).as_posix()
     return Task(
-        id="train",
-        description="train.py as it is; every other tracked file stays as it is",
-        artifacts=("train.py",),
-        run=RunConfig(deadline_seconds=FOREIGN_DEADLINE_S),
+        id=re.sub(r"[^a-z0-9]+", "-", f"{folder}-train".lower())[-63:].strip("-"),
+        description=f"{script} as it is; every other tracked file stays as it is",
+        artifacts=(script,),
+        run=RunConfig(cwd=folder or ".", deadline_seconds=FOREIGN_DEADLINE_S),
         objective=Objective(min_delta=FOREIGN_MIN_DELTA),
     )
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from autohypothesis.errors import ConflictError, GitError, LockError
-from autohypothesis.records.files import is_utf8, remove_folder, shown
+from autohypothesis.records.checkouts import Worktree, list_worktrees, locate, refuse_path
+from autohypothesis.records.files import remove_folder
 from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Answer, call
 
 T = TypeVar("T")
@@ -65,50 +66,27 @@ class FileChange(NamedTuple):
     removed: int | None
 
 
-class Worktree(NamedTuple):
-    path: Path
-    head: str | None
-    branch: str | None
-    lock_reason: str | None
-    """None: not locked; "initializing": an `add` that is at work, or was killed."""
-
-
 def experiment_ref(experiment_id: str) -> str:
     return EXPERIMENTS + experiment_id
 
 
 class Repository:
-    """A repository by the root of its main checkout. Constructing one runs no git."""
+    """A repository by the checkout that has the records. Constructing one runs no git.
 
-    def __init__(self, root: Path) -> None:
+    Attributes:
+        root: that checkout; the main one, where there is one.
+        here: the checkout that the user works in: where a search begins, and what `adopt` moves.
+    """
+
+    def __init__(self, root: Path, here: Path | None = None) -> None:
         self.root = Path(root)
+        self.here = Path(here or root)
         self._known: dict[tuple[str, str], Any] = {}
 
     @classmethod
     def find(cls, path: Path) -> Repository:
-        """The repository that `path` is in, by its main checkout, also from a linked worktree.
-
-        Raises:
-            GitError: `path` is in no repository, or in one without a checkout.
-        """
-        here = cls(Path(path).absolute())
-        if not here.root.is_dir():
-            raise GitError(f"{shown(path)} is not a folder", hint="name a repository: --repo PATH")
-        words = "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel"
-        answer = here._run(words, accept=(0, 128))
-        if answer.status:
-            raise GitError(
-                f"{shown(path)} is not in a git checkout: {answer.reason}",
-                hint="run `git init` there, or name another: --repo PATH",
-            )
-        lines = answer.text.split("\n")  # three paths, each of several lines if it has breaks
-        top = refuse_path(Path("\n".join(lines[len(lines) // 3 * 2 :])))
-        if lines[0] == lines[1]:
-            return cls(top)
-        main = refuse_path(here.worktrees()[0].path)
-        if not (main / ".git").exists():
-            raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
-        return cls(main)
+        """Return the repository that `path` is in; raise as `locate`."""
+        return cls(*locate(path))
 
     @classmethod
     def create(cls, root: Path, message: str) -> Repository:
@@ -122,7 +100,7 @@ class Repository:
 
     @cached_property
     def common_dir(self) -> Path:
-        """`.git` of the main checkout, shared by all worktrees."""
+        """The repository itself, shared by all worktrees; `.git` of the main one."""
         folder = self.root / ".git"
         if folder.is_dir():
             return folder
@@ -131,11 +109,11 @@ class Repository:
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def head(self) -> str:
-        """The commit that the main checkout stands on."""
-        commit = self.read_ref("HEAD")
+        """The commit that the user's checkout stands on."""
+        commit = self.read_ref("HEAD", self.here)
         if commit is None:
             raise GitError(
-                f"{self.root} has no commit yet",
+                f"{self.here} has no commit yet",
                 hint="run `git add -A && git commit -m start` there",
             )
         return commit
@@ -145,8 +123,8 @@ class Repository:
         return Path(self._run("rev-parse --path-format=absolute --show-toplevel", cwd=path).text)
 
     def branch(self) -> str | None:
-        """The branch that the main checkout is on; None when it is detached."""
-        answer = self._run("symbolic-ref --quiet HEAD", accept=(0, 1))
+        """The branch that the user's checkout is on; None when it is detached."""
+        answer = self._run("symbolic-ref --quiet HEAD", cwd=self.here, accept=(0, 1))
         return answer.text.removeprefix("refs/heads/") if answer.status == 0 else None
 
     def resolve(self, revision: str) -> str:
@@ -161,7 +139,8 @@ class Repository:
         return self._named(revision, "tree")
 
     def _named(self, revision: str, kind: str) -> str:
-        answer = self._run(_VERIFY, f"{revision}^{{{kind}}}", accept=(0, 1, 128))
+        words = f"{revision}^{{{kind}}}"
+        answer = self._run(_VERIFY, words, cwd=self.here, accept=(0, 1, 128))
         if answer.status:
             raise GitError(
                 f"there is no {kind} {revision!r} in {self.root}",
@@ -230,8 +209,9 @@ class Repository:
         return bool(self._run("--literal-pathspecs ls-files --", str(path), accept=(0, 128)).out)
 
     def is_dirty(self) -> bool:
-        """Whether a tracked file of the main checkout differs from its commit."""
-        return bool(self._run("status --porcelain -z --untracked-files=no").out)
+        """Whether a tracked file of the user's checkout differs from its commit."""
+        words = "status --porcelain -z --untracked-files=no"
+        return bool(self._run(words, cwd=self.here).out)
 
     def is_ancestor(self, older: str, newer: str) -> bool:
         return self._run("merge-base --is-ancestor", older, newer, accept=(0, 1)).status == 0
@@ -312,7 +292,7 @@ class Repository:
 
         The index that git works on is a copy, so the user's staging stays what it is.
         """
-        folder = worktree or self.root
+        folder = worktree or self.here
         own = self._run("rev-parse --path-format=absolute --git-path index", cwd=folder).text
         with self._index(None) as index:
             with suppress(FileNotFoundError):
@@ -393,13 +373,7 @@ class Repository:
 
     def worktrees(self) -> list[Worktree]:
         """All checkouts, the main one first."""
-        worktrees = []
-        for block in self._run("worktree list --porcelain").text.split("\n\n"):
-            facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
-            if path := facts.get("worktree"):
-                state = (facts.get(key) for key in ("HEAD", "branch", "locked"))
-                worktrees.append(Worktree(Path(path), *state))
-        return worktrees
+        return list_worktrees(self.root)
 
     def is_checked_out(self, branch: str) -> bool:
         """Whether a checkout stands on `branch`, a full ref, or rebases or bisects it."""
@@ -468,7 +442,8 @@ class Repository:
 
     def restore(self, paths: Sequence[str], tree: str) -> None:
         """Write files of `tree` to the user's checkout; its index stays as it is."""
-        self._run("--literal-pathspecs restore --worktree --source", tree, "--", *paths)
+        words = "--literal-pathspecs restore --worktree --source"
+        self._run(words, tree, "--", *paths, cwd=self.here)
 
     def clean(self, worktree: Path) -> None:
         """Delete untracked and ignored files, nested repositories too."""
@@ -482,18 +457,18 @@ class Repository:
         """
         name = self.branch()
         if name is None:
-            raise GitError(f"{self.root} is on no branch", hint="run `git switch BRANCH` there")
+            raise GitError(f"{self.here} is on no branch", hint="run `git switch BRANCH` there")
         if self.is_dirty():
             raise GitError(
-                f"{self.root} has changes that are not committed",
+                f"{self.here} has changes that are not committed",
                 hint="run `git stash` or `git commit -a` there, then again",
             )
         if not self.is_ancestor(self.head(), commit):
             raise GitError(
                 f"branch {name} has commits that {commit[:12]} is not built on",
-                hint=f"run `git rebase {commit[:12]}` in {self.root}",
+                hint=f"run `git rebase {commit[:12]}` in {self.here}",
             )
-        self._run("merge --ff-only --quiet", commit, timeout=CHECKOUT_TIMEOUT_S)
+        self._run("merge --ff-only --quiet", commit, cwd=self.here, timeout=CHECKOUT_TIMEOUT_S)
         return name
 
     def exclude(self, patterns: Iterable[str]) -> None:
@@ -568,22 +543,6 @@ def blob_id(content: bytes, like: str) -> str:
     """Return the id that `content` has in a repository with ids like this one."""
     algorithm = "sha1" if len(like) == 40 else "sha256"
     return hashlib.new(algorithm, b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def refuse_path(path: Path) -> Path:
-    """`path`, when it can be written into JSON, and is one line of what git answers.
-
-    Raises:
-        GitError: it is not UTF-8, or has a line break.
-    """
-    name = str(path)
-    if is_utf8(name) and "\n" not in name:
-        return path
-    what = "has a line break in it" if "\n" in name else "is not UTF-8"
-    raise GitError(
-        f"the path of the repository, '{shown(name)}', {what}",
-        hint="records could not name it; move the folder to another name, or clone it there",
-    )
 
 
 def parse_listing(lines: list[str]) -> dict[str, Entry]:

@@ -91,6 +91,7 @@ _LIMITED = (
 """A shell sets the limits: nothing of ours may run between fork and exec where there are threads.
 Memory cannot be limited on macOS; git's own limit on one allocation still holds there."""
 _FULL_DISK = re.compile(r"No space left|quota exceeded|write error", re.IGNORECASE)
+_TRUST = "git config --global --add safe.directory "
 _TO_TIDY_UP_S = 5.0
 _BLOCK = 512
 _WORDS_LIMIT = 4096
@@ -122,6 +123,12 @@ class Answer:
         """git's last words, on one line."""
         lines = [line.strip() for line in self.words.splitlines() if line.strip()]
         return "; ".join(lines[-3:])[:500] or f"exit code {self.status}"
+
+    @property
+    def cure(self) -> str:
+        """The command that git names for a repository of another owner; else empty."""
+        lines = (line.strip() for line in self.words.splitlines())
+        return next((line for line in lines if line.startswith(_TRUST)), "")
 
     @property
     def disk_full(self) -> bool:
@@ -192,7 +199,7 @@ def call(
     answer = Answer(process.returncode, out or b"", err.decode("utf-8", "replace"))
     if answer.status not in accept:
         shown = " ".join([words, *args])[:200]
-        raise GitError(f"`git {shown}` in {folder} failed: {answer.reason}")
+        raise GitError(f"`git {shown}` in {folder} failed: {answer.reason}", hint=answer.cure)
     return answer
 
 

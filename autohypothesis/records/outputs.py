@@ -30,6 +30,7 @@ from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, table_text
 from autohypothesis.records import bundles, ids, jsonl
 from autohypothesis.records.bundles import decision_documents
+from autohypothesis.records.checkouts import is_entry_of
 from autohypothesis.records.files import (
     kind_of,
     load_or_none,
@@ -97,26 +98,11 @@ def worktree_obstacle(repository: Repository, path: Path, branch: str = "") -> s
         return "a link" if path.is_symlink() else "a file"
     listed = repository.worktree_at(path)
     if listed is None:
-        ours = not any(path.iterdir()) or is_entry_here(repository, path)
+        ours = not any(path.iterdir()) or is_entry_of(repository.common_dir, path)
     else:
         ours = (listed.lock_reason or "").startswith(_OUR_LOCKS)
         ours = ours or bool(branch and listed.branch == f"refs/heads/{branch}")
     return "" if ours else "a folder that is no worktree of ours"
-
-
-def worktree_entry(path: Path) -> Path | None:
-    """Return where the `.git` of a worktree says that git keeps its index and HEAD."""
-    with suppress(OSError, RecordError):
-        content = os.fsdecode(read_bytes(path / ".git")).removeprefix("gitdir:").strip()
-        return Path(content) if content and "\0" not in content else None
-    return None
-
-
-def is_entry_here(repository: Repository, path: Path) -> bool:
-    """Return whether the `.git` of a worktree leads into this repository."""
-    entry = worktree_entry(path)
-    inside = os.path.realpath(repository.common_dir / "worktrees") + os.sep
-    return entry is not None and os.path.realpath(entry).startswith(inside)
 
 
 def _known(layout: Layout) -> set[str]:

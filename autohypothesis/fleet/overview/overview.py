@@ -290,12 +290,15 @@ class _Reader:
         self.tag, self.board = tag, leaderboard(refold(self.layout), tag, 0)
 
     def reference(self) -> str | None:
-        """Return the reference; note commits on its branch, or that a remote has the search."""
+        """Return the reference; note commits on its branch, a search on a remote, or a move."""
         from autohypothesis.engine.reference import fetch_command, own_commits, read_reference
+        from autohypothesis.fleet.roster.moved import find_move
         from autohypothesis.records.git import Repository
 
         repository, commit = Repository(self.layout.root), None
         try:
+            if move := find_move(repository, self.layout):
+                self._note(f"{move}; the next command that runs anything puts that right", "up")
             if self.tag and (commit := read_reference(repository, self.layout, self.tag)):
                 if own := own_commits(repository, self.tag, commit):
                     self.needs.append(Notice(*own))

@@ -207,7 +207,7 @@ class _FleetSetup:
             return left
         if self.repository.is_dirty() and start in (None, "HEAD"):
             self.notes.append(
-                f"{self.layout.root} has changes that are not committed: the search starts from"
+                f"{self.repository.here} has changes that are not committed: the search starts from"
                 f" {self.repository.head()[:12]}, without them"
             )
         return self._start(start or "HEAD")

@@ -22,11 +22,12 @@ from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import FleetError, GitError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
 from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.checkouts import is_entry_of, worktree_entry
 from autohypothesis.records.files import set_aside
 from autohypothesis.records.git import SALVAGE, Entry, Repository, blob_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.outputs import is_entry_here, worktree_entry, worktree_obstacle
+from autohypothesis.records.outputs import worktree_obstacle
 
 OF_THE_TAG = "reference"
 """Name of the marker that earlier versions made for the branch of a tag, in a worker's place."""
@@ -104,7 +105,7 @@ class Worktrees:
     def _repair_gitdir(self, path: Path) -> None:
         """Let git find a worktree of ours again whose entry lost its path."""
         entry = worktree_entry(path)
-        if entry is None or not entry.is_dir() or not is_entry_here(self.repository, path):
+        if entry is None or not entry.is_dir() or not is_entry_of(self.repository.common_dir, path):
             return
         with suppress(OSError):
             gitdir = entry / "gitdir"

@@ -20,11 +20,12 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from autohypothesis.engine.reference import LEDGERS, REFSPECS, move_reference, read_reference
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outgoing import REFUSED, SENT
+from autohypothesis.fleet.roster.moved import manifest_here
 from autohypothesis.fleet.roster.worktrees import left_reference
 from autohypothesis.records import git_bundle
 from autohypothesis.records.files import (
@@ -34,7 +35,6 @@ from autohypothesis.records.files import (
     load_or_none,
     opened,
     read_bytes,
-    to_json,
     write_atomic,
     write_json,
 )
@@ -42,7 +42,6 @@ from autohypothesis.records.git import Repository, blob_id
 from autohypothesis.records.jsonl import FILE_LIMIT
 from autohypothesis.records.layout import Layout, RunPaths, checked_id
 from autohypothesis.records.locks import hold
-from autohypothesis.schema import Manifest
 
 LOG_TAIL = 64 * 1024
 EVENTS_TAIL = 1024 * 1024
@@ -357,27 +356,15 @@ def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int
     absent = {path: blob for path, blob in kept.items() if _may_be_put(layout, path)}
     for path, content in zip(absent, git_bundle.blobs(repository, [*absent.values()]), strict=True):
         target = layout.root / path
-        write_atomic(target, _at_home(layout, target, content), durable=False)
+        if target == layout.manifest:
+            content = manifest_here(layout, content)
+        write_atomic(target, content, durable=False)
     return len(absent)
 
 
 def _may_be_put(layout: Layout, path: str) -> bool:
     """Return whether nothing is there; a snapshot that was fetched may hold any path at all."""
     return ".." not in PurePosixPath(path).parts and not os.path.lexists(layout.root / path)
-
-
-def _at_home(layout: Layout, target: Path, content: bytes) -> bytes:
-    """Return the manifest with the paths of this repository: it may be from another place."""
-    if target != layout.manifest:
-        return content
-    try:
-        former = to_json(Manifest.model_validate_json(content).repository_root)[1:-1]
-    except ValidationError:  # damaged: it is kept as it is
-        return content
-    if not former:
-        return content
-    text, own = content.decode(), to_json(str(layout.root))[1:-1]
-    return text.replace(f'"{former}"', f'"{own}"').replace(f'"{former}/', f'"{own}/').encode()
 
 
 def _join_decisions(repository: Repository, layout: Layout, blob: str | None) -> int:
