@@ -93,6 +93,7 @@ def up(
         refuse_other_devices(manifest, gpus, cpu_workers)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
+    tell_budget_constants(project)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
     if not is_ready:
