@@ -294,7 +294,7 @@ def _disk(path: Path) -> Check:
 
 def _repository(path: Path) -> Iterator[Check]:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.roster.moved import find_move
+    from autohypothesis.fleet.live.place import find_move
 
     try:
         project = Project.open(path)

@@ -292,7 +292,7 @@ class _Reader:
     def reference(self) -> str | None:
         """Return the reference; note commits on its branch, a search on a remote, or a move."""
         from autohypothesis.engine.reference import fetch_command, own_commits, read_reference
-        from autohypothesis.fleet.roster.moved import find_move
+        from autohypothesis.fleet.live.place import find_move
         from autohypothesis.records.git import Repository
 
         repository, commit = Repository(self.layout.root), None
