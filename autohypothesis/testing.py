@@ -38,7 +38,8 @@ LONGEST_S = 120.0
 
 def situation(**changes: Any) -> Situation:
     """Return a search whose baseline has run, with three constants; `changes` are its fields."""
-    baseline = Trial("baseline-test-1", "baseline-test", dict(REFERENCE), 1.9, "keep")
+    trial = Trial("baseline-test-1", "baseline-test", dict(REFERENCE), 1.9, "keep")
+    baseline = replace(trial, title="baseline", code_hash="as it was")
     made = Situation(
         tag="test", metric="val_bpb", direction="minimize", min_delta=0.005,
         reference=dict(REFERENCE), sources={"train.py": SOURCE},
@@ -47,7 +48,7 @@ def situation(**changes: Any) -> Situation:
             "MATRIX_LR": Knob(type="float", low=0.001, high=1.0, log=True),
         },
         steering=Steering(), trials=(baseline,), open=(), closed=(),
-        brief=Brief(generated_at=now()),
+        brief=Brief(generated_at=now()), code_hash="as it was",
     )  # fmt: skip
     return replace(made, **changes)
 

@@ -126,7 +126,10 @@ def blanked(source: bytes, settings: Mapping[str, Any]) -> tuple[bytes, set[str]
         and _has_value(name, binding.values[0], settings[name.lower()])
     }
     for start, end in sorted(spans.values(), reverse=True):
-        content = content[:start] + _BLANK + content[end:]
+        before, after = content[:start], content[end:]
+        while before.rstrip().endswith(b"(") and after.lstrip().startswith(b")"):  # they group
+            before, after = before.rstrip()[:-1], after.lstrip()[1:]
+        content = before + _BLANK + after
     return source[: len(source) - len(source.removeprefix(_BOM))] + content, set(spans)
 
 

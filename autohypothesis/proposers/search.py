@@ -59,7 +59,7 @@ class KnobSearch:
         self._mix = mix
         self.fills_in = fills_in
         self._refused: set[str] = set()
-        self._around: Key | None = None
+        self._around: tuple[str, Key] | None = None
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         """Return at most `count` ideas, best first; none before the reference's settings."""
@@ -67,8 +67,9 @@ class KnobSearch:
             return []
         axes = {name: Axis(name, knob) for name, knob in knobs_of(situation).items()}
         history = History(situation, axes)
-        if history.here != self._around:  # what was refused counts until the reference moves
-            self._around, self._refused = history.here, set()
+        here = situation.code_hash, history.here
+        if here != self._around:  # what was refused counts until the reference moves
+            self._around, self._refused = here, set()
         self._refused.update(situation.refused)
         random = Random(
             f"{situation.tag} {len(situation.trials)} {len(situation.open)} {len(self._refused)}"

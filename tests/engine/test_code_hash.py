@@ -76,6 +76,7 @@ def test_a_value_that_only_the_run_knows_is_a_setting_and_one_that_follows_anoth
     assert base != code(b"DEPTH = profile.depth\nWIDTH = 512\n", depth=8, width=512)
     assert code(b"LR = sqrt(2)\n") != code(b"LR = sqrt(3)\n"), "no record has their values"
     assert code(b"A = {'x': [1]}\n", a={"x": (1,)}) == code(b"A = {'x': [2]}\n", a={"x": [2]})
+    assert code(b"A = (\n  (1) )  # x\n", a=1) == code(b"A = 2  # x\n", a=2)
     assert code(b"A = 1\nA = 2\n", a=1) != code(b"A = 1\nA = 3\n", a=1), "bound twice"
 
 

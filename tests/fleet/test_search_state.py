@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.code_hash import artifact_hashes
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.fleet.observer import search_state
 from autohypothesis.fleet.observer.search_state import (
     ExperimentIndex,
@@ -277,6 +277,28 @@ def test_what_was_run_is_refused_in_whichever_way_it_is_proposed(
     waiting = Hypothesis(hypothesis_id="h-t-0009", tag="t", **edited.model_dump())
     patch = Proposal(title="as a patch", patch=fleet_project.repository.diff(base, other))
     assert "in the queue already, as h-t-0009" in state.reason_against(patch, [waiting])
+
+
+def test_a_value_that_only_the_run_knew_is_known_as_long_as_its_text_is_the_same(
+    fleet_project: Project,
+) -> None:
+    words, base = {"WIDTH = 8": "WIDTH = int('8')"}, fleet_project.reference()
+    commit = commit_of(fleet_project, words)
+    assert fleet_project.repository.compare_and_swap(reference_ref("t"), commit, base)
+    _begun(fleet_project, "baseline-t-1", commit=commit, hashed=True)
+    wider = commit_of(fleet_project, {"int('8')": "9"})
+    _begun(fleet_project, "h-t-0001-1", commit=wider, parent=commit, hashed=True, WIDTH=9)
+    state = state_of(fleet_project)
+    assert "as h-t-0001-1" in state.reason_against(idea(WIDTH=9.0), [])
+
+    def against(new: str) -> str:
+        made = commit_of(fleet_project, {"int('8')": new})
+        return state.reason_against(Proposal(title=new, artifacts_from=made), [])
+
+    assert "as h-t-0001-1" in against("(9)"), "another spelling of the same value"
+    assert "as baseline-t-1" in against("8")
+    assert against("int('9')") == "", "nobody has run that expression"
+    assert against("int(") == "", "the worker refuses what does not parse"
 
 
 def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates(

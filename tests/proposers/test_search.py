@@ -313,8 +313,13 @@ def test_a_kept_edit_begins_with_its_own_evidence(project: MakeProject) -> None:
     place.search(proposer, 30)
     tried = len(place.trials)
     moved = place.reference
+    place.refused = dict.fromkeys((one.title for one in proposer.propose(place.situation(), 9)), "")
+    assert proposer.propose(place.situation(), 1)[0].title not in place.refused
+    refused = set(place.refused)
+    place.refused = {}
     place.edited("squared ReLU", 1.0, kept=True)
     answer = proposer.propose(place.situation(), 40)
+    assert refused & {one.title for one in answer}, "it was refused on the old code"
     assert "has not been turned alone before" in answer[0].rationale
     assert all("so far" not in proposal.rationale for proposal in answer)
     assert place.reference == moved

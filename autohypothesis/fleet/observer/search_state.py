@@ -18,7 +18,7 @@ from autohypothesis.engine.constants import same, settable_names, value_texts
 from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.errors import AutohypothesisError, ChangeError, RecordError
 from autohypothesis.fleet.knowledge.knowledge_base import RunChange
 from autohypothesis.fleet.live.charter import read_charter
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
@@ -204,7 +204,7 @@ class Reference:
     names: tuple[str, ...] = ()
     """Constants that can be set."""
     code_hash: str = ""
-    _candidates: dict[str, Candidate | None] = field(default_factory=dict, compare=False)
+    _candidates: dict[str, Candidate] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, index: ExperimentIndex, commit: str) -> Reference:
@@ -237,12 +237,10 @@ class Reference:
         not apply, which the worker refuses with the reason.
         """
         key = idea.model_dump_json(include=_CHANGE)
-        if key not in self._candidates:
-            try:
+        with suppress(AutohypothesisError):
+            if key not in self._candidates:
                 self._candidates[key] = self._made(project, self.change(idea))
-            except AutohypothesisError:
-                self._candidates[key] = None
-        return self._candidates[key]
+        return self._candidates.get(key)
 
     def change(self, idea: Proposal) -> Change:
         """Return the change of an idea, without constants that have the values already."""
@@ -256,24 +254,27 @@ class Reference:
     def _made(self, project: Project, change: Change) -> Candidate:
         repository, task = project.repository, project.task
         tree = tree_of(repository, task, self.commit, change)
-        settings, texts = settings_of(repository, task, tree), self._texts(project)
+        texts, now_are = _value_texts(project, self.commit), _value_texts(project, tree)
         # What an expression was is known as long as its text is the same.
         kept = {
-            name.lower()
-            for source in python_sources(repository, task, tree).values()
-            for name, text in value_texts(source).items()
-            if texts.get(name) == text
+            name.lower(): value
+            for name, value in (self.settings or {}).items()
+            if name in now_are and texts.get(name) == now_are[name]
         }
-        before = {name.lower(): value for name, value in (self.settings or {}).items()}
-        settings = {**{name: before[name] for name in kept & before.keys()}, **settings}
+        settings = {**kept, **settings_of(repository, task, tree)}
         return Candidate(artifact_hashes(repository, task, tree, settings), settings)
-
-    def _texts(self, project: Project) -> dict[str, bytes]:
-        sources = python_sources(project.repository, project.task, self.commit).values()
-        return {name: text for source in sources for name, text in value_texts(source).items()}
 
 
 _CHANGE = {"config_overrides", "patch", "instructions", "artifacts_from"}
+
+
+def _value_texts(project: Project, commit: str) -> dict[str, bytes]:
+    """Return constant -> the text of its value, of the scripts that can be read."""
+    texts: dict[str, bytes] = {}
+    for source in python_sources(project.repository, project.task, commit).values():
+        with suppress(ChangeError):
+            texts |= value_texts(source)
+    return texts
 
 
 def _sources(project: Project, commit: str) -> dict[str, str]:
