@@ -2,8 +2,8 @@
 
 A metric has three forms. The published one is a line `val_bpb: 1.0`. A *named* one is the same name
 anywhere in a line: after words or a logger's prefix, with `=`, in JSON, a dictionary or a table. In
-an *alike* one the name is written in another way: `Val BPB 1.0`. Of one log the strongest form
-counts and the others are progress, so a figure of each epoch spoils no summary.
+an *alike* one the name is written in another way: `Val BPB 1.0`, `eval/val_bpb=1.0`. Of one log the
+strongest form counts and the others are progress, so a figure of each epoch spoils no summary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_VALUES = 8
 WINDOW = 1 << 20
 """Characters at the end of a log in which metrics are listed."""
 
-_FORMS = 3
+_FORMS = 4
 _MAX_NUMBER = 40  # characters of a number; longer ones are nonsense and slow to convert
 _ABSURD = 1e18
 _NUMBER = (
@@ -40,7 +40,8 @@ _WORD = r"[A-Za-z_]\w{0,63}(?:[/@.-]\w{1,64}){0,4}"
 _IN_LINE = re.compile(
     rf"(?<![\w/@.-])({_WORD}(?: {_WORD}){{0,2}})[\"'`*\]]{{0,3}}"  # val_bpb, 'val/bpb', Val BPB
     rf"(?:[ \t]{{0,2}}[(\[][^()\[\]]{{1,24}}[)\]])?"  # (bits)
-    rf"(?:[ \t.]{{0,60}}(?::=|[:=|│┃]|[-=]>|→){_QUOTES}|([ \t]){{1,60}})[ \t]{{0,60}}{_VALUE}",
+    rf"(?:[ \t.]{{0,60}}(?::=|==|[:=|│┃：≈~]|[-=]>|→|(?<=[\"']),){_QUOTES}|([ \t]){{1,60}})"
+    rf"[ \t]{{0,60}}{_VALUE}",
     re.IGNORECASE,
 )
 _WORD_FOLLOWS = re.compile(r"[ \t]+[A-Za-z]")
@@ -219,12 +220,14 @@ def _found_in(line: str) -> Iterator[tuple[list[str], str]]:
 
 
 def _form_of(words: list[str], metric: str) -> int:
-    """Return 1 where the last words are the metric's name, 2 where they are alike, else 0."""
+    """Return 1 where the last words are the metric's name, 2 where they are alike, 3 where they are
+    so in a group (`eval/val_bpb`), else 0."""
     for begin in range(len(words)):
-        name = " ".join(words[begin:])
-        if _alike(name) == _alike(metric):
+        name, wanted = " ".join(words[begin:]), _alike(metric)
+        is_whole = _alike(name) == wanted
+        if is_whole or _alike(re.split(r"[/.]", name)[-1]) == wanted:
             is_other = begin > 0 and words[begin - 1].lower() in _OF_ANOTHER_RUN
-            return 0 if is_other else 1 if name == metric else 2
+            return 0 if is_other else 3 if not is_whole else 1 if name == metric else 2
     return 0
 
 
@@ -240,4 +243,5 @@ def _listed_name(words: list[str]) -> str:
 @lru_cache(maxsize=4096)
 def _alike(name: str) -> str:
     """Return a name so that names that differ in case and separators only are the same."""
-    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # valBpb
+    return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")

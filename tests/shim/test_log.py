@@ -214,6 +214,8 @@ SUMMARY = "---\nval_bpb:          0.997900\npeak_vram_mb:     45060.2\ndepth:   
         ("step 1\rval_bpb: 0.99\r", 0.99, 1),
         ("the val_bpb: 0.99\n", 0.99, 1),
         (SUMMARY + "the val_bpb: 0.5\n", 0.9979, 1),  # a line of its own outranks a mention
+        ("eval/val_bpb: 0.99\n", 0.99, 1),
+        ("train/val_bpb: 0.5\nfinal val_bpb: 0.99\n", 0.99, 1),
         (SUMMARY + SUMMARY, 0.9979, 2),  # as two ranks print it
         ("my_val_bpb: 0.99\n", None, 0),
         ("val_bpb: nan\n", None, 1),
@@ -230,7 +232,8 @@ def test_which_number_counts(text: str, value: float | None, blocks: int) -> Non
 # What stands for the name and the value in lines as loggers, bars and tables print them.
 WAYS = (
     "{n}: {v}", "{n}={v}", "{n} = {v}", "{n}:{v}", "{n} -> {v}", "{n}\t{v}", "{n} {v}.",
-    "{n} is {v}", '{{"{n}": {v}}}', '{{"{n}": "{v}"}}', "{{'{n}': {v}, 'epoch': 1.0}}",
+    "{n} is {v}", "('{n}', {v})", "{n} ≈ {v}",
+    '{{"{n}": {v}}}', '{{"{n}": "{v}"}}', "{{'{n}': {v}, 'epoch': 1.0}}",
     '  "{n}": {v},', "INFO:root:{n}: {v}", "2026-01-02 12:00:00,123 - root - INFO - {n}: {v}",
     "[rank0]: {n}: {v}", "Final {n}: {v}", "wandb:        {n} {v}", "Epoch 3: loss=2.5 {n}={v}",
     "step 9 | {n}: {v} | x: 3", "100%|###| 9/9 [00:01<00:00, 9.8it/s, loss=2.5, {n}={v}]",
@@ -246,7 +249,7 @@ FORMATS = ("{:.6f}", "{:g}", "{:e}", "{!r}", "{:+.4f}")
     st.sampled_from(WAYS),
     st.sampled_from(FORMATS),
     st.floats(1e-3, 1e3),
-    st.sampled_from(["val_bpb", "VAL_BPB", "Val BPB", "val/bpb"]),
+    st.sampled_from(["val_bpb", "VAL_BPB", "Val BPB", "val/bpb", "valBpb"]),
     st.sampled_from(["\n", "\r", "\r\n"]),
 )
 def test_a_metric_is_read_in_every_way_that_people_print_it(
