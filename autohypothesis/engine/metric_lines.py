@@ -233,7 +233,7 @@ def _form_of(words: list[str], metric: str) -> int:
 
 def _listed_name(words: list[str]) -> str:
     """Return a name of these words under which `occurrences` finds the number again."""
-    if re.search(r"[_/@.]", words[-1]):
+    if re.search(r"[_/@.]|[a-z0-9][A-Z]", words[-1]):
         other = len(words) > 1 and words[-2].lower() in _OF_ANOTHER_RUN
         return f"{words[-2].lower()}_{words[-1]}" if other else words[-1]
     kept = [word for word in words[-2:] if word.lower() not in _FILLERS] or words[-1:]
