@@ -278,6 +278,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds:
     """
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.runner import confirm
+    from autohypothesis.records.comparison import RUN_AT_MORE_SEEDS, is_near_miss
     from autohypothesis.records.outcomes import shown_as
 
     def ran(run: Experiment, made: Outcome, win: NeedsRuns) -> None:
@@ -300,6 +301,9 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds:
         if decision.decision_status != "replicate":
             status = shown_as(decision.decision_status, decision.reason)
             remark(f"{status}: {decision.reason}, {decision.detail}")
+        if is_near_miss(decision.model_dump()):
+            command = f"{RUN_AT_MORE_SEEDS} {decision.experiment_id}"
+            remark(f"a near miss; run it at more seeds: {command}")
     return len(decisions)
 
 

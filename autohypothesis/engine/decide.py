@@ -160,12 +160,12 @@ def pairs_of_near_miss(project: Project, experiment_id: str, seeds: int) -> int:
     if not run.run_spec.exists():
         raise SettleError(
             f"{experiment_id} was run by hand, and cannot be repeated",
-            hint="run its commit: python orchestrator.py run-experiment --patch FILE --settle",
+            hint="run its commit: python orchestrator.py run-experiment --patch FILE --decide",
         )
     if decision.base_commit != project.reference():
         raise SettleError(
             f"{experiment_id} was made on a commit that is no longer the reference",
-            hint="run its change on the current one: python orchestrator.py run-experiment --settle"
+            hint="run its change on the current one: python orchestrator.py run-experiment --decide"
             f" --patch {run.diff}",
         )
     return (decision.pairs or 0) + seeds

@@ -57,6 +57,7 @@ from autohypothesis.records.ledger import (
     stamp,
 )
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outcomes import counts_line
 from autohypothesis.records.outputs import MOST, is_half_taken, ledger_lines, table_lines, take_in
 from autohypothesis.records.problems import problem_lines
 from autohypothesis.records.tables import HandEdit
@@ -416,6 +417,7 @@ class _Sync:
             best=board["best_run"],
             latest=decided,
             cell_of=cell_of,
+            counts_line=counts_line,
             open=waiting,
             problems=problem_lines((one.path, one.reason) for one in self.folded.problems)[:LATEST],
         )

@@ -7,7 +7,7 @@ other programs: it may have another sign, and says nothing about a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,16 @@ class Comparison:
     @property
     def words(self) -> str:
         """`0.045 better (min_delta 0.03)`."""
+        return self._judged("")
+
+    @property
+    def sentence(self) -> str:
+        """`0.045 better than its base (min_delta 0.03)`."""
+        return self._judged(" than its base")
+
+    def _judged(self, base: str) -> str:
         takes = "" if self.min_delta is None else f" (min_delta {_short(self.min_delta)})"
-        return f"{self.size} {'better' if self.improvement >= 0 else 'worse'}{takes}"
+        return f"{self.size} {'better' if self.improvement >= 0 else 'worse'}{base}{takes}"
 
     @property
     def near_miss(self) -> str:
@@ -88,8 +96,10 @@ def _short(value: float) -> str:
 def comparison_of(decided: Mapping[str, Any]) -> Comparison | None:
     """Return how a row, or a decision as a document, stands beside its base; None without one.
 
-    Another tool decided its runs against the best before them.
+    Another tool decided its runs against the best before them. A replicate was decided on nothing.
     """
+    if decided.get("decision_status") == "replicate":
+        return None
     improvement = finite(decided.get("improvement"))
     maximize = decided.get("direction") == "maximize"
     if improvement is None and decided.get("decided_by") == IMPORTED:
@@ -113,26 +123,40 @@ def is_near_miss(decided: Mapping[str, Any]) -> bool:
     return better and decided.get("reason") == "within_noise"
 
 
-def near_misses(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Comparison]]:
-    """Return the near misses on the platform that was kept on last, the nearest first.
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A run that is better than its base by less than it takes."""
+
+    experiment_id: str
+    title: str
+    compared: Comparison
+    is_current: bool
+    """Whether its base is the reference still, so that it can be run at more seeds."""
+
+
+def near_misses(rows: Sequence[Mapping[str, Any]]) -> list[NearMiss]:
+    """Return the near misses on the platform that was kept on last.
+
+    Those of the present reference come first, then the nearest.
 
     Args:
         rows: of one search.
     """
-    platform = current_platform(rows)
+    kept = [row for row in rows if row.get("status") == "keep" and row.get("ordinal") is not None]
+    kept.sort(key=lambda row: row["ordinal"])
+    platform = kept[-1].get("platform_key") if kept else None
+    moves = [row for row in kept if row.get("parent_commit")] or kept[:1]
     found = [
-        (row, compared)
+        NearMiss(
+            str(row["id"]),
+            str(row.get("description") or ""),
+            compared,
+            is_current=row.get("parent_commit") == moves[-1].get("commit"),
+        )
         for row in rows
         if row.get("status") == "discard"
         and is_near_miss(row)
         and row.get("platform_key") == platform
         and (compared := comparison_of(row)) is not None
     ]
-    return sorted(found, key=lambda each: -each[1].improvement)
-
-
-def current_platform(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the platform of the last keep; None before there is one."""
-    kept = [row for row in rows if row.get("status") == "keep" and row.get("ordinal") is not None]
-    last = max(kept, key=lambda row: row["ordinal"], default=None)
-    return None if last is None else str(last.get("platform_key") or "")
+    return sorted(found, key=lambda each: (not each.is_current, -each.compared.improvement))

@@ -75,6 +75,14 @@ def counted_as(
     return "replicate" if shown in DECIDED and replicates is not None else shown
 
 
+def counts_line(outcomes: Mapping[str, int]) -> str:
+    """Return `12: 3 keep, 9 discard, 0 crash; 1 cancelled`: what makes no rate stands behind."""
+    rates = ", ".join(f"{outcomes.get(word, 0):,} {word}" for word in DECIDED)
+    others = [word for word in WORDS if word not in DECIDED and outcomes.get(word)]
+    rest = ", ".join(f"{outcomes[word]:,} {word}" for word in others)
+    return f"{tried(outcomes):,}: {rates}" + (f"; {rest}" if rest else "")
+
+
 def shown_as(status: str, failure_kind: str | None) -> str:
     """Return `status`, or `lost` for a crash that was no fault of the change."""
     return "lost" if status == "crash" and failure_kind in NOT_EVIDENCE else status

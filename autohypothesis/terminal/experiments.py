@@ -15,7 +15,7 @@ from autohypothesis.plain import plain_line
 from autohypothesis.records.comparison import (
     DELTA,
     RUN_AT_MORE_SEEDS,
-    Comparison,
+    NearMiss,
     cell_of,
     comparison_of,
 )
@@ -82,18 +82,18 @@ def shown_status(row: Mapping[str, Any]) -> str:
     return f"{status} ({shown})" if shown else status
 
 
-def near_misses_text(near: Sequence[tuple[Mapping[str, Any], Comparison]]) -> RenderableType:
-    """Return the nearest of the near misses, and the command that runs one at more seeds."""
+def near_misses_text(near: Sequence[NearMiss]) -> RenderableType:
+    """Return the first near misses, and the command that runs one at more seeds."""
     rows = [
-        (str(row["id"]), compared.near_miss, plain_line(str(row.get("description") or "")))
-        for row, compared in near[:NEAR]
+        (each.experiment_id, each.compared.near_miss, plain_line(each.title))
+        for each in near[:NEAR]
     ]
-    more = f", {len(near) - NEAR:,} more" if len(near) > NEAR else ""
-    command = suggested(f"{RUN_AT_MORE_SEEDS} {near[0][0]['id']}")
-    return Group(
-        titled(f"near misses{more}; to run one at more seeds:", listing(rows)),
-        Text(f"→ {command}", "cyan"),
-    )
+    more = f", {len(near):,} in all" if len(near) > NEAR else ""
+    if not near[0].is_current:
+        return titled(f"near misses on an earlier reference{more}", listing(rows))
+    command = suggested(f"{RUN_AT_MORE_SEEDS} {near[0].experiment_id}")
+    title = f"near misses{more}; to run one at more seeds:"
+    return Group(titled(title, listing(rows)), Text(f"→ {command}", "cyan"))
 
 
 # ── one experiment ──────────────────────────────────────────────────────────────────────────
@@ -106,7 +106,7 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
     if row.get("description"):
         console.print(escape(row["description"]), style="italic")
     for name, text in _facts(row):
-        console.print(f"  {escape(f'{name:<12}')} {escape(text)}", soft_wrap=True)
+        console.print(f"  {escape(f'{name:<17}')} {escape(text)}", soft_wrap=True)
     if page["config"]:
         console.print("\n[bold]settings[/]")
         console.print(_settings(page["config"], page["reference_config"]))
@@ -126,6 +126,8 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     compared, base = comparison_of(row), number(row.get("reference_value"), 6)
     delta = f"{compared.cell} against its base's {base}" if compared else ""
+    if compared and compared.pairs:
+        delta = f"{compared.cell} against its base, the mean of {compared.pairs} further pairs"
     attested = "attested" if row.get("attested") else "not attested"
     lines = [
         (row["metric_name"], f"{number(row.get('metric_value'), 6)} ({attested})"),

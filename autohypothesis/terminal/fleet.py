@@ -105,7 +105,7 @@ def _best(best: BestRun | None) -> Text:
     if best.confirmation not in ("none", ""):
         text.append(f" ({plain_line(best.confirmation)})", "default")
     if best.compared is not None:
-        text.append(f", {best.compared.words} than its base", "default")
+        text.append(f", {best.compared.sentence}", "default")
     if best.baseline is not None and best.improvement:
         gain = better(best.improvement, best.improvement_share)
         text.append(f"\n{gain} than the baseline's {number(best.baseline, 6)}", "default")
@@ -284,11 +284,7 @@ def digest_page(page: Digest) -> RenderableType:
     if page.kept:
         parts.append(titled("kept, in the order of the decisions", _kept(page)))
     if page.near_misses:
-        near = [
-            ({"id": each.experiment_id, "description": each.title}, each.compared)
-            for each in page.near_misses
-        ]
-        parts.append(near_misses_text(near))
+        parts.append(near_misses_text(page.near_misses))
     for title, failures in (("crash", page.crashes), ("lost, and queued again", page.lost)):
         names: tuple[str, ...] = ("kind", "times", "for example", "")
         rows = [

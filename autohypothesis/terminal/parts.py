@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.plain import plain_line
-from autohypothesis.records.outcomes import WORDS, tried
-from autohypothesis.records.rows import DECIDED
+from autohypothesis.records.outcomes import counts_line
 
 Cell = Text | str
 
@@ -143,19 +142,10 @@ def titled(title: str, body: RenderableType) -> RenderableType:
 
 
 def counts_text(outcomes: Mapping[str, int]) -> Text:
-    """Return `12: 3 keep, 9 discard, 0 crash; 1 cancelled`, each word in its colour.
-
-    Args:
-        outcomes: word of `records.outcomes` -> number. What makes no rate stands behind.
-    """
-    text, between = Text(f"{tried(outcomes):,}"), ": "
-    others = [word for word in WORDS if word not in DECIDED and outcomes.get(word)]
-    for words in (DECIDED, others):
-        for word in words:
-            text.append(between)
-            text.append(f"{outcomes.get(word, 0):,} {word}", STATUS_STYLE.get(word, ""))
-            between = ", "
-        between = "; "
+    """Return `counts_line`, each word in its colour."""
+    text = Text(counts_line(outcomes))
+    for word in outcomes:
+        text.highlight_regex(rf"[\d,]+ {word}", STATUS_STYLE.get(word, ""))
     return text
 
 

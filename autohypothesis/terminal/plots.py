@@ -9,9 +9,8 @@ from typing import Any
 
 from autohypothesis.plain import plain_line
 from autohypothesis.records.files import write_atomic
-from autohypothesis.records.outcomes import tally_rows, tried, word_of
+from autohypothesis.records.outcomes import counts_line, tally_rows, word_of
 from autohypothesis.records.outputs import PICTURE_MARK
-from autohypothesis.records.rows import DECIDED
 
 # Okabe and Ito's colours, told apart by people who do not tell red from green.
 KEEP, DISCARD, CRASH, LINE = "#009E73", "#9A9A9A", "#D55E00", "#0072B2"
@@ -55,9 +54,7 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
 
 
 def _headline(decided: Sequence[Mapping[str, Any]], tag: str) -> str:
-    outcomes = tally_rows(decided).outcomes
-    counts = ", ".join(f"{outcomes.get(word, 0)} {word}" for word in DECIDED)
-    text = f"{tag or 'no tag yet'}: {tried(outcomes)} experiments, {counts}"
+    text = f"{tag or 'no tag yet'}, tried {counts_line(tally_rows(decided).outcomes)}"
     devices = sorted({row["gpu_name"] for row in decided if row.get("gpu_name")})
     return f"{text}  ({', '.join(devices)})" if devices else text
 

@@ -116,7 +116,7 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
     assert len(more.stdout.splitlines()) == 2 and "3 further pairs" in more.stderr
     assert "better, 3 times" in cli("digest").stdout
     shown = cli("show", near["id"]).stdout
-    assert "-0.0120 / 0.02 against its base's 1.400000" in shown
+    assert "-0.0120 / 0.02 against its base, the mean of 3 further pairs" in shown
 
 
 def test_only_a_near_miss_of_the_present_reference_is_run_at_more_seeds(
@@ -125,6 +125,7 @@ def test_only_a_near_miss_of_the_present_reference_is_run_at_more_seeds(
     assert cli("run-experiment", "--settle", "--set", "RATE=0.112").returncode == 0
     (near,) = of_status(cli, "discard")
     assert cli("run-experiment", "--settle", "--set", "RATE=0.2").returncode == 0
+    assert "near misses on an earlier reference" in cli("runs").stdout
     late = cli("run-experiment", "--replicate", near["id"])
     assert late.returncode == 1 and "no longer the reference" in late.stderr
     assert "--patch" in late.stderr and "change.diff" in late.stderr

@@ -108,7 +108,7 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
     assert "2 seeds: mean 1.305000, spread 0.010000" in found[f"f-{kept}-1"]["evidence"]
     assert found[f"f-{kept}-1"]["implication"] == "in the reference: RATE = 2"
     assert found["f-h-t-0901-1"]["implication"].startswith("fails (oom)")
-    assert "0.15 worse (min_delta 0.03) than its base" in found["f-h-t-0900-1"]["evidence"]
+    assert "0.15 worse than its base (min_delta 0.03)" in found["f-h-t-0900-1"]["evidence"]
     assert found["f-h-t-0903-1"]["implication"].startswith("near miss (0.024 better, twice")
 
 

@@ -110,8 +110,8 @@ class BriefPublisher:
         told = [*([f"noise: {words}"] if words else []), *notes]
         own = of_tag(rows, queue.tag)
         told += [
-            f"near miss: {row['id']} ({row.get('description')}): {compared.near_miss}"
-            for row, compared in near_misses(own)[:MAX_NEAR_MISSES]
+            f"near miss: {each.experiment_id} ({each.title}): {each.compared.near_miss}"
+            for each in near_misses(own)[:MAX_NEAR_MISSES]
         ]
         sources = BriefSources(
             own, steering, dict(settings), told, others, queue.placed(), queue.done()
@@ -335,7 +335,7 @@ def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
         return f"{row['id']}: {row.get('failure_kind') or row.get('status')}"
     text = f"{row['id']}: {row.get('metric_name') or 'metric'} {value:.6f}"
     if compared is not None:
-        text += f", {compared.words} than its base"
+        text += f", {compared.sentence}"
     if len(seeds) < 2:
         return f"{text}, 1 seed"
     values = list(seeds.values())

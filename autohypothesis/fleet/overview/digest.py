@@ -23,7 +23,7 @@ from autohypothesis.fleet.overview.results import (
     says_something,
 )
 from autohypothesis.installation import suggested
-from autohypothesis.records.comparison import Comparison, comparison_of, near_misses
+from autohypothesis.records.comparison import Comparison, NearMiss, comparison_of, near_misses
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import DecisionHistory, of_tag
 from autohypothesis.records.layout import ID, Layout
@@ -54,15 +54,6 @@ class KeptStep:
     reason: str
     at: datetime
     worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class NearMiss:
-    """One near miss."""
-
-    experiment_id: str
-    title: str
-    compared: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +118,6 @@ class Digest:
     not_confirmed: list[str]
     """Wins on one seed that were not kept, since they were none at others."""
     near_misses: list[NearMiss]
-    """Better than their bases by less than it takes, the nearest first."""
     crashes: list[CrashKind]
     lost: list[CrashKind]
     """Crashes by a fault of the machine; they are run again."""
@@ -172,6 +162,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     moments += [decision.recorded_at for _, decision in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
+    names = {str(row["id"]) for row, _ in decided}
 
     def confirmed_as(word: str, status: str = "keep") -> list[str]:
         return [
@@ -198,11 +189,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         provisional=confirmed_as("provisional"),
         refuted=confirmed_as("refuted"),
         not_confirmed=confirmed_as("refuted", "discard"),
-        near_misses=[
-            NearMiss(str(row["id"]), str(row.get("description") or ""), compared)
-            for row, compared in near_misses(rows)
-            if str(row["id"]) in {str(each["id"]) for each, _ in decided}
-        ],
+        near_misses=[each for each in near_misses(rows) if each.experiment_id in names],
         crashes=_failures(decided, "crash"),
         lost=_failures(decided, "lost"),
         device_hours=round(sum(use.device_hours for use in workers), 4),
