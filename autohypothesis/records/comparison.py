@@ -16,8 +16,8 @@ from autohypothesis.schema import finite, whole
 
 EXACT = 1e-12
 """Tolerance for errors of floating-point arithmetic."""
-DELTA = "delta / min_delta"
-"""The head of a column of `Comparison.cell`."""
+DELTA = "delta/min"
+"""The head of a column of `Comparison.cell`: the difference, then the threshold `min_delta`."""
 RUN_AT_MORE_SEEDS = "python orchestrator.py run-experiment --replicate"
 """The command that runs a near miss at more seeds; its argument is an experiment."""
 
@@ -41,9 +41,9 @@ class Comparison:
 
     @property
     def cell(self) -> str:
-        """The difference and the threshold for a table: `-0.0450 / 0.03`."""
+        """The difference and the threshold for a table: `-0.0450/0.03`."""
         delta = f"{'-' if self.delta < 0 else '+'}{self._size(4)}"
-        return delta if self.min_delta is None else f"{delta} / {_short(self.min_delta)}"
+        return delta if self.min_delta is None else f"{delta}/{_short(self.min_delta)}"
 
     @property
     def words(self) -> str:

@@ -106,7 +106,7 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
     if row.get("description"):
         console.print(escape(row["description"]), style="italic")
     for name, text in _facts(row):
-        console.print(f"  {escape(f'{name:<17}')} {escape(text)}", soft_wrap=True)
+        console.print(f"  {escape(f'{name:<12}')} {escape(text)}", soft_wrap=True)
     if page["config"]:
         console.print("\n[bold]settings[/]")
         console.print(_settings(page["config"], page["reference_config"]))

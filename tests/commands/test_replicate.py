@@ -106,7 +106,7 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
         shown = cli(page).stdout
         assert f"{near['id']}  0.012 better, once; it takes 0.02" in shown
         assert f"run-experiment --replicate {near['id']}" in shown
-    assert "-0.0120 / 0.02" in cli("runs").stdout
+    assert "-0.0120/0.02" in cli("runs").stdout
     answer = cli("run-experiment", "--replicate", near["id"])
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stdout.splitlines()) == 4 and "(4 of 4 runs)" in answer.stderr
@@ -116,7 +116,7 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
     assert len(more.stdout.splitlines()) == 2 and "3 further pairs" in more.stderr
     assert "better, 3 times" in cli("digest").stdout
     shown = cli("show", near["id"]).stdout
-    assert "-0.0120 / 0.02 against its base, the mean of 3 further pairs" in shown
+    assert "-0.0120/0.02 against its base, the mean of 3 further pairs" in shown
 
 
 def test_only_a_near_miss_of_the_present_reference_is_run_at_more_seeds(

@@ -362,7 +362,7 @@ def test_the_number_that_is_shown_never_contradicts_the_verdict(evidence: Eviden
         verdict.improvement or 0.0, evidence.min_delta, evidence.direction == "maximize",
         verdict.pairs,
     )  # fmt: skip
-    delta, _, least = map(str, shown.cell.partition(" / "))
+    delta, _, least = map(str, shown.cell.partition("/"))
     better = float(delta) if evidence.direction == "maximize" else -float(delta)
     improved = better > 0 and better >= float(least)
     worse = better < 0 and -better >= float(least)
@@ -384,9 +384,9 @@ def test_the_number_that_is_shown_never_contradicts_the_verdict(evidence: Eviden
 @pytest.mark.parametrize(
     ("improvement", "pairs", "cell", "words"),
     [
-        (0.024, 2, "-0.0240 / 0.03", "0.024 better, twice; it takes 0.03"),
-        (0.02999999, 1, "-0.02999999 / 0.03", "0.02999999 better, once; it takes 0.03"),
-        (0.00001234, 3, "-0.0000 / 0.03", "0.000012 better, 3 times; it takes 0.03"),
+        (0.024, 2, "-0.0240/0.03", "0.024 better, twice; it takes 0.03"),
+        (0.02999999, 1, "-0.02999999/0.03", "0.02999999 better, once; it takes 0.03"),
+        (0.00001234, 3, "-0.0000/0.03", "0.000012 better, 3 times; it takes 0.03"),
     ],
 )
 def test_a_near_miss_is_told_in_a_few_words(

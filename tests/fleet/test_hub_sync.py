@@ -12,7 +12,7 @@ import pytest
 
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import ChangeError
+from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import (
     ClaimAnswer,
@@ -24,6 +24,7 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import FleetWorker
+from autohypothesis.hub.result_line import result_line
 from autohypothesis.proposers.configured import OtherFleets
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
@@ -226,6 +227,20 @@ def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote
     for name, one in told.items():
         if name.startswith("push."):
             assert "forged" not in git(decided.layout.root, "log", "--format=%B", one["commit"])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [("cancelled", "cancelled"), ("crash", "infra"), ("crash", "contended")]
+)
+def test_what_was_lost_or_cancelled_is_no_crash_to_others(
+    decided: Project, status: str, kind: str
+) -> None:
+    (row, *_) = read_ledger(decided.layout)
+    ended = {**row, "status": status, "failure_kind": kind}
+    reporter = HubReporter(decided, Queue(decided.layout, "t"), Outbox(decided.layout))
+    assert reporter.turn([ended]) and entries(decided) == {}
+    with pytest.raises(UsageError, match="only what is decided"):
+        result_line(ended)
 
 
 def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -> None:
