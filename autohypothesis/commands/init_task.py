@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,10 +125,6 @@ def _refuse_choices(file: Path, **choices: object) -> None:
         )
 
 
-_MORE_COMPUTE = re.compile(r"(?:^|_)(?:ITERS?|ITERATIONS|STEPS|EPOCHS?)(?:_|$)", re.IGNORECASE)
-"""Names of constants that buy score with time."""
-
-
 def _knobs(found: Findings) -> dict[str, Knob]:
     """Return knobs for constants in small letters, which `search` does not take by itself."""
     from autohypothesis.proposers.knobs import discovered
@@ -139,13 +134,15 @@ def _knobs(found: Findings) -> dict[str, Knob]:
     return {
         name: knob
         for name, knob in discovered(found.sources(), any_case=True).items()
-        if name in found.constants and not _MORE_COMPUTE.search(name)
+        if name in found.constants
     }
 
 
 def _tell_findings(found: Findings, tell: Any) -> None:
     """Say what was found, before anything is run."""
     import shlex
+
+    from autohypothesis.proposers.knobs import budget_constants
 
     facts, metric = found.facts, found.metric
     rest = [script.path for script in found.scripts if script.path != facts.path][:SHOWN]
@@ -175,6 +172,8 @@ def _tell_findings(found: Findings, tell: Any) -> None:
     lines.append(("arguments", _few(typed)))
     lines.append(("settings", _few([f"{name} {value}" for name, value in found.constants.items()])))
     lines.append(("knobs", _few(found.knobs)))
+    if compute := budget_constants(found.sources(), any_case=True):
+        lines.append(("left alone", f"{_few(compute)}, which would buy score with compute"))
     lines.append(("config", _few([*facts.config_scripts, *facts.configs])))
     lines.append(("data", _few([str(entry) for entry in found.data])))
     for name, text in lines:

@@ -96,7 +96,7 @@ def discovered(
     return {name: knob for name, knob in knobs.items() if knob is not None}
 
 
-def budget_constants(sources: Mapping[str, str]) -> list[str]:
+def budget_constants(sources: Mapping[str, str], *, any_case: bool = False) -> list[str]:
     """Return the constants of the Python `sources` that buy a better score with more compute.
 
     Those say how long a training is: STEPS, EPOCHS, MAX_ITERS, NUM_TRAIN_EPOCHS, TOTAL_TOKENS. A
@@ -106,7 +106,7 @@ def budget_constants(sources: Mapping[str, str]) -> list[str]:
         name
         for text in _scripts(sources)
         for name, value in _constants_in(text).items()
-        if _NAME.fullmatch(name) and _buys_score(name, value)
+        if _NAME.fullmatch(name.upper() if any_case else name) and _buys_score(name, value)
     )
     return list(found)
 

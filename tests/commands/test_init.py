@@ -124,6 +124,7 @@ def test_a_repository_of_a_usual_kind_has_its_task_and_its_noise(
     assert task["objective"]["min_delta"] == pytest.approx(report["smallest_gain"])
     assert report["smallest_gain"] == pytest.approx(2 * noise)
     assert called("task", "check", ".", cwd=root).returncode == 0
+    assert ("max_iters, which would buy score" in said) == (files is NANO)
     assert list(task.get("knobs", {})) == (["learning_rate"] if files is NANO else [])
     assert set(task["artifacts"]) >= {word for word in start.split() if word.endswith(".py")}
     assert said.index("script") < said.index("baseline 1"), "it says what it found, then runs"
