@@ -90,7 +90,7 @@ class Command:
 
     def _ask(self, document: dict[str, object], deadline: float) -> program.ProgramEnd:
         if self._stopped:
-            raise ProposerError(f"{self.name} was stopped")
+            raise ProposerError("it was stopped")
         try:
             return program.run(
                 self._words,
@@ -103,7 +103,7 @@ class Command:
             )
         except OSError as error:
             raise ProposerError(
-                f"{self.name} does not start: {error}",
+                f"it does not start: {error}",
                 hint="name a program that is on the PATH, or its path from the repository's root",
             ) from error
 
@@ -120,13 +120,13 @@ class Command:
         else:
             why = "answered nothing; one without ideas prints []"
         words = " | ".join(
-            f"{name}: {text[-TAIL:].strip()}"
+            f"{name}: {plain_line(text[-TAIL:])}"
             for name, text in (("stdout", answer.out), ("stderr", answer.err))
             if text.strip()
         )
         status = "" if answer.exit_code is None else f" (exit status {answer.exit_code})"
         return ProposerError(
-            f"{self.name} {why}{status}{'; ' + words if words else ''}",
+            f"it {why}{status}{'; ' + words if words else ''}",
             hint="try it by hand: python orchestrator.py briefing --question 1 |"
             f" {shlex.join(self._words)}",
         )
