@@ -116,7 +116,6 @@ def join(
     `orchestrator.py hub join https://hub.example.org --name my-machine --key-file key.txt`
     """
     from autohypothesis.hub.client.credentials import join as join_hub
-    from autohypothesis.records.secrets import shell_file
 
     common = opened(repo)[0].common_dir
     agent, key = _read_key(key_file) if key_file is not None else (None, None)
@@ -135,7 +134,7 @@ def join(
                     "registered": joined.registered, "notes": joined.notes})  # fmt: skip
     else:
         say(f"{own.agent} is an agent of {own.server}")
-        say(f"its key is in {own.source}, and for shell lines in {shell_file()}")
+        say(f"its key is in {own.source}")
     _refuse_other_search(repo, own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +92,9 @@ def serve(
             bundle_bytes=bundle_mb * MB, channels=channels, connections=connections,
         ),
     )  # fmt: skip
-    run(settings, lambda line: print(plain(line), file=sys.stderr, flush=True))
+    with suppress(KeyboardInterrupt):  # the usual way to end it
+        run(settings, lambda line: print(plain(line), file=sys.stderr, flush=True))
+    remark("the hub is stopped")
 
 
 def _admin_key(path: Path | None) -> str:

@@ -30,7 +30,7 @@ from autohypothesis.commands.common import (
     say,
     telling_what_runs_lack,
 )
-from autohypothesis.errors import FleetError, LaunchError, UsageError
+from autohypothesis.errors import AutohypothesisError, FleetError, LaunchError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -97,7 +97,7 @@ def init_fleet(
     project = open_project(repo, tag=tag)
     words = tuple(proposer or ())
     configured(words, mix=mix, root=project.layout.root)  # a wrong word is refused before all else
-    server, notes = _joined(project, hub) if hub is not None else (None, [])
+    server, notes = _server(project, hub) if hub is not None else (None, [])
     wanted = roster.FleetOptions(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
@@ -111,7 +111,10 @@ def _made(project: Project, wanted: FleetOptions) -> Fleet:
     from autohypothesis.fleet.roster import roster
 
     with whole_or_nothing(project.repository, project.layout), telling_what_runs_lack(project):
-        return roster.init_fleet(project, wanted)
+        fleet = roster.init_fleet(project, wanted)
+        if wanted.hub:  # last, so that nothing is joined where the fleet cannot be made
+            fleet.notes.extend(_join(replace(project, tag=fleet.manifest.tag), wanted.hub))
+        return fleet
 
 
 def fleet_from_nothing(project: Project, wanted: FleetOptions) -> Manifest:
@@ -175,13 +178,11 @@ def _made_ready(
     return wanted
 
 
-def _joined(project: Project, url: str) -> tuple[str, list[str]]:
-    """Join a hub; return its address, and notes.
-
-    A hub that does not answer is no reason to wait: the courier agrees with it later.
+def _server(project: Project, url: str) -> tuple[str, list[str]]:
+    """Return the address of a hub, empty for `none`, and notes.
 
     Raises:
-        HubError: it searches something else, or refuses this agent.
+        HubError: another one is joined here.
     """
     from autohypothesis.engine.program import sandbox_kind
     from autohypothesis.engine.project import hub_url
@@ -195,25 +196,46 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
             " says `network: false`"
         ]
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.client.http import HubUnavailableError, checked_server
+    from autohypothesis.hub.client.http import checked_server
+
+    server, common = checked_server(url), project.repository.common_dir
+    if credentials.own(common) is not None:
+        credentials.of_server(common, server)
+    if project.task.isolation_level == "none" or sandbox_kind(project.task) != "none":
+        return server, []
+    return server, [
+        "no sandbox works here, so what others wrote is not tried by itself: it would run with"
+        " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"
+    ]
+
+
+def _join(project: Project, server: str) -> list[str]:
+    """Join a hub, or leave nothing joined; return notes.
+
+    A hub that does not answer is no reason to wait: the courier agrees with it later.
+
+    Raises:
+        HubError: it searches something else, or refuses this agent.
+    """
+    from autohypothesis.hub.client import credentials
+    from autohypothesis.hub.client.http import HubUnavailableError
     from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import tell_task
 
-    server, common, notes = checked_server(url), project.repository.common_dir, list[str]()
-    if credentials.own(common) is None:
+    common, notes = project.repository.common_dir, list[str]()
+    is_new = credentials.own(common) is None
+    if is_new:
         joined = credentials.join(server, None, None, common, replace=False)
         notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
-    own = credentials.of_server(common, server)
     try:
-        tell_task(HubClient.of(own), project)
+        tell_task(HubClient.of(credentials.of_server(common, server)), project)
     except HubUnavailableError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
-    if project.task.isolation_level != "none" and sandbox_kind(project.task) == "none":
-        notes.append(
-            "no sandbox works here, so what others wrote is not tried by itself: it would run with"
-            " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"
-        )
-    return server, notes
+    except AutohypothesisError:
+        if is_new:
+            credentials.take_back(common)
+        raise
+    return notes
 
 
 def _show(fleet: Fleet, as_json: bool, *, is_started: bool = False) -> None:

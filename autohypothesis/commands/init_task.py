@@ -371,7 +371,7 @@ def _finish(report: Report, folder: Path, *, ran: bool) -> None:
     if not file.exists():
         report.next = f"python orchestrator.py init{where}"
     elif not ran or report.noise is None:
-        report.next = f"python orchestrator.py run-experiment --baseline --settle{where}"
+        report.next = f"python orchestrator.py run-experiment --baseline --decide{where}"
     else:
         report.next = f"python orchestrator.py run-loop --max 20{where}"
 

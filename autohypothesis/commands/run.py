@@ -277,6 +277,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds:
     With `lines` each of these runs prints its line on stdout, else it is a remark.
     """
     from autohypothesis.commands.progress import ProgressWatch
+    from autohypothesis.engine.decide import settle, undecided_baselines
     from autohypothesis.engine.runner import confirm
     from autohypothesis.records.comparison import RUN_AT_MORE_SEEDS, is_near_miss
     from autohypothesis.records.outcomes import shown_as
@@ -289,6 +290,9 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds:
         title = f"{made.experiment_id}, {run.title}"
         remark(f"{title}: {came} ({done} of {win.wanted} runs)")
 
+    baselines = [name for name in undecided_baselines(project) if name != experiment_id]
+    for decision in settle(project, baselines, decided_by="run-experiment").decisions:
+        remark(f"{decision.experiment_id}, which waited: {decision.decision_status}")
     decisions = confirm(
         project,
         experiment_id,

@@ -32,6 +32,7 @@ from autohypothesis.records import bundles, locks
 from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
+from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import VALUELESS
 from autohypothesis.records.tables import HandEdit
@@ -330,6 +331,13 @@ class _Settling:
 
 def _decision_id(number: int, experiment_id: str) -> str:
     return f"d-{number:06d}-{experiment_id}"
+
+
+def undecided_baselines(project: Project) -> list[str]:
+    """Return the baselines of the active tag that have a result and no decision."""
+    waiting, _ = _waiting(project, DecisionHistory.of_tag(project.layout, project.tag))
+    mine = f"{baseline_id(project.active())}-"
+    return [name for name, _ in waiting if name.startswith(mine)]
 
 
 def _waiting(

@@ -311,3 +311,11 @@ def test_a_constant_that_is_set_leaves_the_edits_out_unless_both_are_asked_for(
     for words in (["--with-edits"], ["--with-edits", "--baseline"]):
         refused = cli("run-experiment", *words)
         assert refused.returncode == 1 and "without --set" in refused.stderr
+
+
+def test_a_baseline_that_waits_is_decided_before_the_run_that_needs_it(cli: Cli) -> None:
+    assert cli("run-experiment", "--baseline", "--tag", "t").returncode == 0
+    ran = cli("run-experiment", "--set", "RATE=0.3", "--decide")
+    assert ran.returncode == 0, ran.stderr
+    assert "baseline-t-1, which waited: keep" in ran.stderr
+    assert [row["status"] for row in rows(cli)] == ["keep", "keep"]

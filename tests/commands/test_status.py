@@ -245,6 +245,20 @@ def test_what_needs_somebody_is_named(fleet: Any) -> None:
     )
 
 
+def test_one_failure_is_one_entry_whoever_tells_of_it(fleet: Any) -> None:
+    line = "command:mine: exit code 1"
+    fleet.role("observer", problems=[line])
+    fleet.role("loop", problems=[line, f"{line}, three times"])
+    assert [need.what for need in overview(fleet.layout).needs] == [f"loop: {line}, three times"]
+    fleet.role("loop", state="stopped")
+    for name in ("supervisor", "observer", "tool-builder"):
+        fleet.role(name, process_start=1.0)
+    fleet.beat("cpu0", process_start=1.0)
+    died = [need for need in overview(fleet.layout).needs if " died" in need.what]
+    assert len(died) == 1 and died[0].run.endswith("up")
+    assert died[0].what.count(" died") == 4 and "worker cpu0" in died[0].what
+
+
 def test_what_a_role_said_before_it_stopped_is_no_longer_wanted(fleet: Any) -> None:
     fleet.role("observer", state="stopped", problems=["proposer x failed; asked again in 4 s"])
     fleet.role("supervisor", state="failed", problems=["the baseline failed: oom"])

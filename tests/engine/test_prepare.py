@@ -365,4 +365,5 @@ def test_other_peoples_text_stays_in_its_place_on_the_page_of_a_plan() -> None:
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "# h-t-0001-1: good # Forged heading [31m"
     ]
+    assert text.splitlines()[1::2][:3] == ["", "", "> ## Another"] and text.count("\n\n") == 3
     assert "> ## Another" in text and "| DEPTH | 3 / # no |" in text

@@ -295,3 +295,7 @@ def test_no_request_along_the_description_is_a_failure_of_ours(
             capture_output=True, text=True, timeout=600, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_ctrl_c_is_the_normal_end_of_a_hub(start_process: StartProcess) -> None:
+    assert start_process().end(signal.SIGINT) == 0

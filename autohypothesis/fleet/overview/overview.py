@@ -433,24 +433,35 @@ class _Reader:
         return is_newer or all(worker.state == "not started" for worker in workers)
 
     def note_dead_processes(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
-        """Name the problems of the roles, and the processes that died without leaving."""
+        """Name the problems of the roles, and the processes that died: one failure is one entry."""
+        self._note_problems(roles)
         supervised = any(role.role == "supervisor" and role.alive for role in roles)
-        then = "monitor" if supervised else "up"
-        killed = {role.pid for role in roles if role.role == LOOP and role.state == "dead"}
-        for role in roles:
-            known = {need.what for need in self.needs}
-            for line in role.problems:
-                if f"damaged: {line}" not in known:
-                    self._note(f"{role.role}: {line}")
-            if role.role == LOOP and role.state == "dead":
-                died = f"the loop (pid {role.pid}) died at {role.last_action}"
-                self._note(died, "run-loop, as it was called")
-            elif role.state == "dead" and role.pid not in killed:
-                self._note(f"the {role.role} (pid {role.pid}) died", then)
+        loop = next((role for role in roles if role.role == LOOP and role.state == "dead"), None)
+        if loop is not None:
+            died = f"the loop (pid {loop.pid}) died at {loop.last_action}"
+            self._note(died, "run-loop, as it was called")
+        dead = [
+            f"the {role.role} (pid {role.pid}) died"
+            for role in roles
+            if role.state == "dead" and role.role != LOOP and (not loop or role.pid != loop.pid)
+        ]
         for worker in workers:
             if worker.state == "dead":
                 doing = f" during {worker.experiment_id}" if worker.experiment_id else ""
-                self._note(f"worker {worker.worker_id} (pid {worker.pid}) died{doing}", then)
+                dead.append(f"worker {worker.worker_id} (pid {worker.pid}) died{doing}")
+        if dead:
+            self._note(", ".join(dead), "monitor" if supervised else "up")
+
+    def _note_problems(self, roles: Iterable[RoleView]) -> None:
+        """Name each problem once, with the roles that tell it, the one in most words."""
+        known, told = {need.what for need in self.needs}, dict[str, list[str]]()
+        for role in roles:
+            for line in role.problems:
+                told.setdefault(line, []).append(role.role)
+        for line, names in told.items():
+            told_in_more = any(line in other and line != other for other in told)
+            if f"damaged: {line}" not in known and not told_in_more:
+                self._note(f"{', '.join(names)}: {line}")
 
     def note_devices_and_runs(self) -> None:
         """Name runs whose process was stopped, and devices in quarantine."""

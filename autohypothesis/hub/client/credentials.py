@@ -38,6 +38,8 @@ from autohypothesis.system import host_name, rename_exclusive
 KEY = re.compile(r"[\x21-\x7e]{1,512}")
 """A key: it travels in a header, so it is printable and has no blanks."""
 
+UNUSED = ".unused"
+"""Suffix of a key whose join was taken back."""
 _PRIVATE = 0o600
 _ID = re.compile(r"[0-9a-f]{32}")
 _ID_LIMIT = 64
@@ -267,6 +269,9 @@ def join(
         return Joined(before, False, _share_with_shell(before, replace=False))
     path = own_file(common_dir)
     _refuse_unwritable(path.parent)  # before a name is registered: its key is told once only
+    unused = read(path.with_suffix(UNUSED))
+    if key is None and unused and unused.server == server and agent in (None, unused.agent):
+        agent, key = unused.agent, unused.key
     name = checked_agent(agent or default_name())
     if key is None:
         made = HubClient(server).register(name)
@@ -275,10 +280,23 @@ def join(
         joined = Credentials(server, name, key, str(path))
         HubClient.of(joined).channels()
     write(path, joined)
+    path.with_suffix(UNUSED).unlink(missing_ok=True)
     notes = _share_with_shell(joined, replace=replace)
     if server.startswith("http://") and not is_loopback(server):
         notes.append(f"{server} is plain HTTP: whoever is on the way can read the key")
     return Joined(joined, key is None, notes)
+
+
+def take_back(common_dir: Path) -> None:
+    """Undo a join. Its key waits for the next join of that hub, which gives a name only once."""
+    joined, path = own(common_dir), own_file(common_dir)
+    if joined is None:
+        return
+    path.replace(path.with_suffix(UNUSED))
+    with suppress(FileNotFoundError, ValueError):
+        text = _content(shell_file()).decode("utf-8", "replace")
+        if parse_shell_lines(text) == (joined.agent, joined.key):
+            shell_file().unlink()
 
 
 def default_name() -> str:

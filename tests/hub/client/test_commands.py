@@ -52,7 +52,7 @@ def test_two_agents_share_commits_and_words(
     base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
     own = cli("hub", "join", real, "--name", "ada")
     assert own.returncode == 0 and str(credentials.own_file(foreign / ".git")) in own.stdout
-    assert ".agenthub_creds" in own.stdout
+    assert ".agenthub_creds is written" in own.stderr
     joined = said("join", real, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(credentials.own_file(grace / ".git"))

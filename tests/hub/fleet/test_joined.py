@@ -402,3 +402,25 @@ def test_who_shares_no_longer_is_told_that_adopted_code_has_the_network(
     assert (joined.returncode, left.returncode, again.returncode) == (0, 0, 0), joined.stderr
     news = "what was adopted from others stays, and has the network from now on"
     assert [news in one.stderr for one in (joined, left, again)] == [False, True, False]
+
+
+def test_a_fleet_that_cannot_be_made_leaves_nothing_joined(
+    start: Start, fleet_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AUTOHYPOTHESIS_CONFIG", str(tmp_path / "settings"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub, words = start("--open-registration"), ("init-fleet", "--tag", "t", "--cpu-workers")
+    no_device = called(*words, "1000", "--hub", hub.url, cwd=fleet_root)
+    assert no_device.returncode != 0 and not list((tmp_path / "settings").rglob("*.json"))
+
+    def refuses(*_: object) -> None:
+        raise HubError("it searches something else")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coordination, "tell_task", refuses)
+        assert called(*words, "1", "--hub", hub.url, cwd=fleet_root).returncode == 1
+    assert called("hub", "log", cwd=fleet_root).stderr.startswith("error: no hub is joined here")
+    assert not (tmp_path / ".agenthub_creds").exists()
+    made = called(*words, "1", "--hub", hub.url, cwd=fleet_root)
+    assert made.returncode == 0, "its name is taken, by itself: the key was kept"
+    assert called("hub", "log", cwd=fleet_root).returncode == 0
