@@ -14,9 +14,10 @@ import os
 import stat
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -140,10 +141,15 @@ class _Sync:
         board = tables.leaderboard(self.folded, self.tag, sum(map(self._at_work, heartbeats)))
         self._dated(self.layout.leaderboard, board)
         if not light:
-            self._defer_if_stale(self.layout.fleet_brief, everything, lambda: self._brief(board))
-            rows = self.folded.content
             self._defer_if_stale(
-                self.layout.aggregate_parquet, everything, lambda: _as_parquet(rows.splitlines())
+                self.layout.fleet_brief,
+                everything,
+                lambda: partial(self._brief, board, *tables.latest(self.folded, self.tag, LATEST)),
+            )
+            self._defer_if_stale(
+                self.layout.aggregate_parquet,
+                everything,
+                lambda: partial(_as_parquet, self.folded.content),
             )
         problems = [problem.model_dump() for problem in self.folded.problems]
         self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
@@ -202,18 +208,19 @@ class _Sync:
 
     def _write_ledger(self) -> None:
         """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
-        layout, content = self.layout, self.folded.content
+        layout, text = self.layout, self.folded.text
         folded, index = self.folded, self.folded.index
         aggregate = stamp(layout.aggregate_experiments)
         if index is None and not self._take_ledger():
             return
-        if not folded.same and not self._append(layout.ledger, content[folded.kept :]):
-            self._put(layout.ledger, content)
+        if not folded.same and not self._append(layout.ledger):
+            self._put(layout.ledger, text.whole())
         as_noted = index is not None and index.aggregate == aggregate != []
         if index is None or not as_noted or not folded.same:
-            kept = folded.kept if as_noted else 0
-            new = content[kept:-1].replace(b"\n", b",\n") + _AGGREGATE_END  # no break in a row
-            if kept:
+            extends = as_noted and bool(text.kept)
+            new = text.tail if extends else text.whole()
+            new = new[:-1].replace(b"\n", b",\n") + _AGGREGATE_END  # no row has a break inside
+            if extends:
                 size = aggregate[1] - len(_AGGREGATE_END)
                 write_extended(layout.aggregate_experiments, size, b",\n" + new)
                 self._note_written(layout.aggregate_experiments)
@@ -225,9 +232,10 @@ class _Sync:
         self._clear(layout.fold_index)
         save_index(layout, folded)
 
-    def _append(self, path: Path, lines: bytes) -> bool:
-        """Add lines to a ledger that is as we left it; return False where that cannot be done."""
-        added = bool(self.folded.kept) and jsonl.append_lines(path, lines, at=self.folded.kept)
+    def _append(self, path: Path) -> bool:
+        """Add rows to a ledger that is as we left it; return False where that cannot be done."""
+        text = self.folded.text
+        added = bool(text.kept) and jsonl.append_lines(path, text.tail, at=text.kept)
         if added:
             self._note_written(path)
         return added
@@ -376,13 +384,18 @@ class _Sync:
             pass
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 
-    def _defer_if_stale(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
-        """Note what is older than the ledger to be made anew, once a minute at most."""
+    def _defer_if_stale(
+        self, path: Path, everything: bool, prepare: Callable[[], Callable[[], bytes]]
+    ) -> None:
+        """Note what is older than the ledger to be made anew, once a minute at most.
+
+        `prepare` reads what is needed of the ledger while the lock is held.
+        """
         made, folded = _written_at(path), _written_at(self.layout.ledger)
         due = made < folded and time.time() - made > REFRESH_S
         if everything or due:
             self._clear(path)  # under the lock, so that problems.json tells of it
-            self.deferred.append((path, make))
+            self.deferred.append((path, prepare()))
 
     def _put(self, path: Path, content: bytes, *, durable: bool = True) -> None:
         """Write one file. A folder in its place is set aside: no rename can replace it."""
@@ -407,8 +420,7 @@ class _Sync:
 
     # ── made only now and then ────────────────────────────────────────────────────
 
-    def _brief(self, board: Mapping[str, Any]) -> bytes:
-        decided, waiting = tables.latest(self.folded, self.tag, LATEST)
+    def _brief(self, board: Mapping[str, Any], decided: list[Any], waiting: list[Any]) -> bytes:
         template = templates(Path(__file__).parent / "templates").get_template("fleet_brief.md.j2")
         page = template.render(
             tag=self.tag,
@@ -435,7 +447,7 @@ def _written_at(path: Path) -> float:
         return 0.0
 
 
-def _as_parquet(lines: Sequence[bytes]) -> bytes:
+def _as_parquet(content: bytes) -> bytes:
     """The ledger for notebooks, a column for each published key; lists and objects as JSON text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -449,7 +461,7 @@ def _as_parquet(lines: Sequence[bytes]) -> bytes:
         return next((kind for key, kind in types_by_kind.items() if key in kinds), pa.string())
 
     schema = pa.schema([(name, column_type(name)) for name in Row.model_fields])
-    rows = [from_json(line) for line in lines]
+    rows = [from_json(line) for line in content.splitlines()]
     for row, field_ in product(rows, schema):
         value = row.get(field_.name)
         if field_.type == pa.string() and value is not None and not isinstance(value, str):

@@ -126,6 +126,9 @@ def write_extended(path: Path, size: int, more: bytes) -> None:
     temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         with path.open("rb") as old, temporary.open("xb") as new:
+            with suppress(AttributeError, OSError):  # not on every system and file system
+                while size and (done := os.copy_file_range(old.fileno(), new.fileno(), size)):
+                    size -= done
             while size and (piece := old.read(min(size, _PIECE))):
                 size -= new.write(piece)
             new.write(more)

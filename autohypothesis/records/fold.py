@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from autohypothesis.records.bundles import Damage, Document, Records
@@ -164,21 +165,41 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
     return places
 
 
-def place_imported(facts: Mapping[str, Facts], decided: Container[str]) -> dict[str, Placement]:
-    """Return the places of what another tool decided and no record is about, by their times."""
-    names = [key for key, fact in facts.items() if fact.imported and key not in decided]
+def place_imported(
+    facts: Mapping[str, Facts],
+    decided: Container[str],
+    before: Mapping[str, Placement] = MappingProxyType({}),
+) -> dict[str, Placement]:
+    """Return the places of what another tool decided and no record is about, by their times.
+
+    Args:
+        before: the places of some of these, in their order: they stay where no new one is earlier.
+    """
+    names = [
+        key
+        for key, fact in facts.items()
+        if fact.imported and key not in before and key not in decided
+    ]
     names.sort(key=lambda key: (facts[key].timestamp, key))
-    places: dict[str, Placement] = {}
+    last = next(reversed(list(before)), None)
+    if last and names and (facts[names[0]].timestamp, names[0]) < (facts[last].timestamp, last):
+        return place_imported(facts, decided)
+    places = dict(before)
     groups: dict[str, _Kept] = {}
-    for ordinal, key in enumerate(names, 1):
-        fact = facts[key]
+    for key in (*before, *names):
+        fact, placed = facts[key], before.get(key)
         score, keeps = fact.metric_value, fact.stamp == "keep"
+        if placed is not None and not keeps:
+            continue
         group = groups.get(fact.platform_key)
         if group is None:
             group = groups[fact.platform_key] = _Kept(-1 if fact.direction == "maximize" else 1)
         delta = group.delta(score, keeps)
         if keeps and score is not None:
             group.put(key, score)
+        if placed is not None:
+            continue
+        ordinal = len(places) + 1
         places[key] = Placement(
             ordinal, delta, fact.stamp, "none", IMPORTED, "", score, fact.commit, IMPORTED, {}
         )

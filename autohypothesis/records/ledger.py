@@ -114,7 +114,7 @@ def save_index(layout: Layout, folded: Folded) -> None:
     Nothing is written where another program has changed the ledger meanwhile.
     """
     ledger, index = stamp(layout.ledger), folded.index
-    if not ledger or ledger[1] != len(folded.content):
+    if not ledger or ledger[1] != folded.text.size:
         return
     about = [ledger, stamp(layout.aggregate_experiments), *folded.judged[-2:]]
     entries, lines = (index.entries, index.lines) if index else ({}, {})
@@ -179,12 +179,10 @@ class Judged(NamedTuple):
 class Folded:
     """A fold: the ledger as it is to be, and what the tables are made from."""
 
-    content: bytes
-    kept: int
-    """Bytes of the ledger on the disk that stay: all, where rows were added to its end only."""
+    text: LedgerText
     entries: dict[str, FoldEntry]
-    offsets: dict[str, int]
-    """Offset of each row's line in `content`."""
+    fresh: list[str]
+    """Rows that were made anew."""
     problems: list[Problem]
     changed: int
     """Lines that the ledger does not hold as they are."""
@@ -196,8 +194,13 @@ class Folded:
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
-        start = self.offsets[experiment]
-        return self.content[start : start + self.entries[experiment].length]
+        start = _offsets(self.entries)[experiment]
+        return self.text.piece(start, self.entries[experiment].length)
+
+    @property
+    def content(self) -> bytes:
+        """The whole ledger. It is read while the lock `sync` is held."""
+        return self.text.whole()
 
 
 @contextmanager
@@ -227,8 +230,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         row = row_without_bundle(decision)
         facts[key] = facts_of(row, Records(key))
         known[key] = _ReadExperiment(bundles.UNSETTLED, facts[key], row)
-    old = read_bytes(layout.ledger, LIMIT) if index else b""
-    joined = _JoinedLines(old, _offsets(index.entries) if index else {})
+    text, fresh = LedgerText(layout.ledger, index), []
     entries: dict[str, FoldEntry] = {}
     before, places, wrong = index.entries if index else {}, judged.places, judged.wrong
     for key in in_order(known, places, facts):
@@ -236,26 +238,18 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         as_before = entry is not None and experiment.row is None
         if entry and as_before and entry[2:4] == (places.get(key), wrong.get(key, [])):
             entries[key] = entry
-            joined.keep(key, entry.length)
+            text.keep(key, entry.length)
         else:
             line, entries[key] = _folded_line(experiment, judged, key, on_disk)
-            joined.add(key, line, entry)
+            text.add(key, line, entry)
+            fresh.append(key)
     for key, entry in entries.items():
         if entry.facts.damage or entry.wrong:
             found = [*entry.facts.damage, *([f"{on_disk[key].run}/{f}", w] for f, w in entry.wrong)]
             problems += [_problem(layout, path, why, key) for path, why in found]
-    content, kept = joined.content()
-    return Folded(
-        content,
-        kept,
-        entries,
-        _offsets(entries),
-        problems,
-        joined.changed,
-        same=index is not None and content == old,
-        judged=judged,
-        index=index,
-    )
+    text.end()
+    same = index is not None and text.is_as_before()
+    return Folded(text, entries, fresh, problems, text.changed, same, judged, index)
 
 
 def _offsets(entries: Mapping[str, FoldEntry]) -> dict[str, int]:
@@ -263,16 +257,29 @@ def _offsets(entries: Mapping[str, FoldEntry]) -> dict[str, int]:
     return dict(zip(entries, lengths, strict=False))
 
 
-class _JoinedLines:
-    """The lines of a ledger: pieces of the old one, as long as they can be, and new lines."""
+class LedgerText:
+    """The ledger as it is to be: pieces of the old one, as long as they can be, and new lines.
 
-    def __init__(self, old: bytes, offsets: Mapping[str, int]) -> None:
-        self._old = old
-        self._offsets = offsets
-        self._pieces: list[bytes] = []
+    The old one is read where a piece of it is needed: where rows are added to its end, none is.
+    """
+
+    def __init__(self, path: Path, index: Index | None) -> None:
+        self._path = path
+        self._size = index.ledger[1] if index else 0
+        self._offsets = _offsets(index.entries) if index else {}
+        self._old: bytes | None = None
+        self._pieces: list[bytes | tuple[int, int]] = []
         self._start = self._end = 0
         self.changed = 0
         """Lines that the old ledger does not have as they are."""
+        self.kept = 0
+        """Bytes of the old ledger that stay: all, where rows were added to its end; or none."""
+        self.tail = b""
+        """The text after `kept`."""
+
+    @property
+    def size(self) -> int:
+        return self.kept + len(self.tail)
 
     def keep(self, key: str, length: int) -> None:
         start = self._offsets[key]
@@ -283,22 +290,42 @@ class _JoinedLines:
 
     def add(self, key: str, line: bytes, before: FoldEntry | None) -> None:
         start = self._offsets.get(key, 0)
-        if before is not None and line == self._old[start : start + before.length]:
+        if before is not None and line == self._of_old(start, start + before.length):
             self.keep(key, before.length)
             return
         self._flush()
         self._pieces.append(line)
         self.changed += 1
 
-    def content(self) -> tuple[bytes, int]:
-        """Return the whole, and how many bytes of the old ledger it goes on from."""
+    def end(self) -> None:
+        """Join the pieces; no line follows."""
         self._flush()
-        whole = bool(self._pieces) and self._pieces[0] is self._old
-        return b"".join(self._pieces), len(self._old) if whole else 0
+        if self._size and self._pieces[:1] == [(0, self._size)]:
+            self.kept = self._size
+            del self._pieces[0]
+        self.tail = b"".join(
+            piece if isinstance(piece, bytes) else self._of_old(*piece) for piece in self._pieces
+        )
+
+    def is_as_before(self) -> bool:
+        return not self.tail if self.kept else self.tail == self._of_old(0, self._size)
+
+    def whole(self) -> bytes:
+        return self._of_old(0, self.kept) + self.tail if self.kept else self.tail
+
+    def piece(self, start: int, length: int) -> bytes:
+        if start >= self.kept:
+            return self.tail[start - self.kept : start - self.kept + length]
+        return self._of_old(start, start + length)
+
+    def _of_old(self, start: int, end: int) -> bytes:
+        if self._old is None:
+            self._old = read_bytes(self._path, LIMIT) if end else b""
+        return self._old[start:end]
 
     def _flush(self) -> None:
         if self._start != self._end:
-            self._pieces.append(self._old[self._start : self._end])
+            self._pieces.append((self._start, self._end))
         self._start = self._end = -1
 
 
@@ -372,7 +399,8 @@ def _places_as_before(
     if any(facts.imported for _, facts in new):
         decided = {key: placed for key, placed in places.items() if not placed.imported}
         every = {key: experiment.facts for key, experiment in known.items()}
-        places = {**place_imported(every, decided), **decided}
+        imported = {key: placed for key, placed in places.items() if placed.imported}
+        places = {**place_imported(every, decided, imported), **decided}
     return Judged(places, wrong, {}, True, index.decisions, index.last_tag)
 
 

@@ -89,7 +89,7 @@ def hold(
         ) from error
     try:
         with suppress(AutohypothesisError):  # a note for people must not stop the work
-            note = Holder(**Process.own()._asdict(), doing=doing)
+            note = {**Process.own()._asdict(), "doing": doing}  # as a `Holder` has it
             write_json(path.with_suffix(".holder.json"), note, durable=False)
         yield
     finally:

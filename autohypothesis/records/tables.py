@@ -161,13 +161,13 @@ def imported(folded: Folded) -> list[str]:
     before = folded.index.entries if folded.index is not None else {}
     return [
         key
-        for key, entry in folded.entries.items()
-        if _is_imported(entry) and not ((old := before.get(key)) and _is_imported(old))
+        for key in folded.fresh
+        if _is_imported(folded.entries[key]) and not _is_imported(before.get(key))
     ]
 
 
-def _is_imported(entry: FoldEntry) -> bool:
-    return entry.placement is not None and entry.placement.imported
+def _is_imported(entry: FoldEntry | None) -> bool:
+    return entry is not None and entry.placement is not None and entry.placement.imported
 
 
 def hand_edits(entries: Mapping[str, FoldEntry]) -> list[HandEdit]:

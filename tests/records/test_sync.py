@@ -231,8 +231,8 @@ def test_a_slow_sync_does_not_replace_what_a_later_one_made(
     lab.whole("baseline-nov20-1", 1.5, "keep")
     real = sync_module._Sync._brief
 
-    def overtaken(one: Any, board: Any) -> bytes:
-        page: bytes = real(one, board)
+    def overtaken(*words: Any) -> bytes:
+        page: bytes = real(*words)
         monkeypatch.setattr(sync_module._Sync, "_brief", real)
         lab.whole("a-1", 1.4, "keep")
         sync(lab.layout, all=True)
