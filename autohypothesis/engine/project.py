@@ -236,11 +236,11 @@ def _script_folders(
 
 def no_search(repository: Repository, tag: str | None) -> SettleError:
     """Return the error of a command that needs a search where there is none, or none of `tag`."""
-    search = f"search {tag!r} in" if tag else "search in"
+    search, fetch = f"search {tag!r} in" if tag else "search in", fetch_command(repository, tag)
     return SettleError(
         f"there is no {search} {repository.root}" + ("" if tag else " yet"),
-        hint=fetch_command(repository, tag)
-        or "start one with `python orchestrator.py run-experiment`",
+        hint="start one with `python orchestrator.py run-experiment`"
+        + (f"; or fetch that of a remote: {fetch}" if fetch else ""),
     )
 
 

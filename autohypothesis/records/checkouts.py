@@ -7,6 +7,7 @@ worktrees beside it), they lie in the worktree that the first search was begun i
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -73,9 +74,12 @@ def _moved_hint(path: Path) -> str:
     """Return the cure of a worktree whose repository is elsewhere by now; empty for none."""
     for top in (path, *path.parents):
         if (entry := worktree_entry(top)) is not None and not entry.exists():
+            former = entry.parent.parent
+            beside = top.parent / former.name  # a bare one that was moved with its checkouts
+            where = shlex.quote(str(beside)) if beside.is_dir() else "REPOSITORY"
             return (
-                f"{entry.parent.parent} is gone: name the repository where it is now,"
-                f" git -C REPOSITORY worktree repair {top}"
+                f"{former} is not there any more; name where it is now:"
+                f" git -C {where} worktree repair {shlex.quote(str(top))}"
             )
     return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,14 @@ def test_a_bare_repository_is_searched_from_a_checkout_beside_it(
     ok(called("adopt", cwd=feature))
     assert git(feature, "rev-parse", "HEAD") == git(main, "rev-parse", "autoresearch/t")
     assert git(main, "log", "--format=%s", "main") == "start"
+    layout_beside.rename(moved := layout_beside.parent / "moved proj")
+    said = called("status", cwd=moved / "main").stderr
+    command = said.strip().partition(" now: ")[2]
+    git(moved, *shlex.split(command)[1:])
+    assert f"moved here from {main}" in needs(moved / "main")[0]
+    ok(called("init-fleet", "--cpu-workers", "1", cwd=moved / "main"))
+    place = moved / "main" / "worktrees" / "cpu0"
+    assert git(place, "rev-parse", "--show-toplevel") == str(place)
 
 
 def test_a_search_from_a_linked_worktree_begins_at_its_commit_and_is_adopted_there(

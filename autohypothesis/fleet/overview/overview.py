@@ -303,7 +303,9 @@ class _Reader:
                 if own := own_commits(repository, self.tag, commit):
                     self.needs.append(Notice(*own))
             elif fetch := fetch_command(repository, self.tag or None):
-                self.needs.append(Notice("a remote has a search that is not fetched", fetch))
+                self.needs.append(
+                    Notice("a remote has the branch of a search; to go on with it here", fetch)
+                )
         except AutohypothesisError as error:
             self._note(f"the reference cannot be read: {error.problem}")
         return commit
