@@ -33,6 +33,7 @@ from autohypothesis.commands.common import (
     tell_budget_constants,
     telling_what_runs_lack,
 )
+from autohypothesis.errors import LeaseError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -93,7 +94,6 @@ def up(
         refuse_other_devices(manifest, gpus, cpu_workers)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
-    tell_budget_constants(project)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
     if not is_ready:
@@ -144,7 +144,11 @@ def _introduce(project: Project, manifest: Manifest, proposers: Sequence[Propose
         say(f"baseline: not decided yet: {who}")
         if not (new and worker):
             return 0
-        decide_baseline(project, worker)
+        try:
+            decide_baseline(project, worker)
+        except LeaseError as error:  # a training of before, or another repository
+            remark(f"note: {error.problem}: the fleet decides the baseline, and asks then")
+            return 0
     for proposer in new:
         came = introduce(project, queue, proposer, len(manifest.workers))
         ideas = "failed" if came.problem else f"{came.taken or 'no'} idea{'s' * (came.taken != 1)}"

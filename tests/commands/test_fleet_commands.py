@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
+from autohypothesis.commands import fleet as commands_of_a_fleet
 from autohypothesis.commands import sync as commands
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
+from autohypothesis.proposers.configured import of_search
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
@@ -146,6 +149,24 @@ def test_up_in_a_new_repository_does_what_is_missing_and_runs_the_proposer_of_th
         [sys.executable, str(script)], input=json.dumps(told), capture_output=True, text=True
     )
     assert json.loads(by_hand.stdout)["title"] == "RATE times 2"
+
+
+def test_a_device_that_is_held_leaves_the_first_question_to_the_fleet(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autohypothesis.engine import devices
+
+    place.make()
+    project = Project.open(place.root)
+    manifest = presence.read_manifest(place.layout)
+    assert manifest is not None
+    asked = of_search(None, ["command:false"], mix=None, root=place.root)
+    held = devices.lease_of(devices.cpu_slots()[0]).acquire({"experiment_id": "other-1"})
+    try:
+        assert commands_of_a_fleet._introduce(project, manifest, asked) == 0
+    finally:
+        devices.release(held)
+    assert "other-1" in (said := capsys.readouterr()).err and "asked command" not in said.out
 
 
 def test_up_changes_no_fleet_on_the_way(place: Place) -> None:
