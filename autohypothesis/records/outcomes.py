@@ -47,6 +47,11 @@ def tried(outcomes: Mapping[str, int]) -> int:
     return sum(outcomes.get(word, 0) for word in DECIDED)
 
 
+def ended(outcomes: Mapping[str, int]) -> int:
+    """Return how many experiments ran to an end of their own and were decided, repeats included."""
+    return tried(outcomes) + outcomes.get("replicate", 0)
+
+
 def word_of(row: Mapping[str, Any]) -> str:
     """Return the word of `WORDS` under which a row is counted."""
     return counted_as(

@@ -299,7 +299,7 @@ def digest_page(page: Digest) -> RenderableType:
              share(use.idle_share), "")
             for use in page.workers
         ]  # fmt: skip
-        names = ("worker", "experiments", "device-hours", "idle", "")
+        names = ("worker", "runs", "device-hours", "idle", "")
         parts.append(titled("devices", table(names, used, right=(1, 2, 3))))
     if page.proposers:
         # `direction` and `off by`: how often a prediction had the sign right, its mean error.

@@ -31,6 +31,7 @@ from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.outcomes import (
     DAMAGED,
     counted_as,
+    ended,
     tally,
     tried,
     word_of,
@@ -163,6 +164,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
     names = {str(row["id"]) for row, _ in decided}
+    outcomes = tally((_word(*each), is_baseline(dict(each[0]))) for each in decided).outcomes
 
     def confirmed_as(word: str, status: str = "keep") -> list[str]:
         return [
@@ -177,8 +179,8 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         since=since,
         until=until,
         hours=round(hours, 4),
-        decided=tally((_word(*each), is_baseline(dict(each[0]))) for each in decided).outcomes,
-        experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
+        decided=outcomes,
+        experiments_per_hour=round(ended(outcomes) / hours, 2) if hours > 0 else None,
         kept=[
             _step(row, decision)
             for row, decision in decided

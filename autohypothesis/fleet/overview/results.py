@@ -22,6 +22,7 @@ from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.outcomes import (
     DAMAGED,
     Tally,
+    ended,
     tally,
     tally_rows,
     word_of,
@@ -174,7 +175,7 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
         undecided=counts.outcomes.get("undecided", 0),
         crashes=dict(Counter(kind or "unknown" for kind in kinds).most_common()),
         notes=[*_notes(rows)],
-        **_hours(list(spans)),
+        **_hours(list(spans), ended(counts.outcomes)),
     )
 
 
@@ -200,7 +201,7 @@ def from_table(table: knowledge_base.WarmStart) -> Results:
     known = {"metric": "val_bpb", "notes": table.problems}
     counts = tally((trial.status, trial.baseline) for trial in trials.values())
     return _results(
-        table.path.name, list(trials.values()), best, counts, **known, **unknown, **_hours([])
+        table.path.name, list(trials.values()), best, counts, **known, **unknown, **_hours([], 0)
     )
 
 
@@ -294,12 +295,16 @@ def _gain(trial: DecidedExperiment, over: DecidedExperiment) -> float:
     return better_by(trial.value or 0.0, over.value or 0.0, trial.direction)
 
 
-def _hours(spans: Sequence[DeviceInterval]) -> dict[str, float | None]:
-    """Return the hours in experiments, those that went by, and experiments an hour."""
+def _hours(spans: Sequence[DeviceInterval], made: int) -> dict[str, float | None]:
+    """Return the hours in experiments, those that went by, and experiments an hour.
+
+    Args:
+        made: the experiments that make the rate: none that was lost or cancelled.
+    """
     if not spans:
         return {"device_hours": None, "hours": None, "per_hour": None}
     busy, hours = busy_and_present(spans)
-    per_hour = len(spans) / hours if hours else None
+    per_hour = min(made, len(spans)) / hours if hours else None
     return {"device_hours": busy, "hours": hours, "per_hour": per_hour}
 
 
