@@ -155,6 +155,7 @@ def test_replicates_come_before_new_ideas_are_queued_once_and_reported(careful: 
     for _ in range(5):
         watched.turn()
     again = observer(careful)
+    again.turn()
     turns(again, lambda: any("awaits 4 of 4 runs" in note for note in _brief(careful).notes))
     assert sorted(queued(again), key=str) == sorted(
         [(name, seed) for name in ("baseline-t-1", _waits(again)) for seed in (43, 44)], key=str
