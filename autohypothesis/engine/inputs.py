@@ -230,16 +230,17 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
     """Run prepare.py in `root`, what it prints going to stderr.
 
     Raises:
-        UsageError: it is not ours, and options were asked for.
+        UsageError: it takes none of these options: it is not ours, or older.
         LaunchError: it is not there, or it failed.
     """
     script = root / SCRIPT
     ours = has_option(script, "--locate")
-    if options and not ours:
-        why = "is not ours" if script.is_file() else "is not there"
+    named = [word for word in options if word.startswith("--")]
+    if unknown := [word for word in named if not (ours and has_option(script, word))]:
+        why = "is of an earlier version" if ours else "is not ours"
         raise UsageError(
-            f"{script} {why}, and takes no"
-            f" {', '.join(word for word in options if word.startswith('--'))}",
+            f"{script} {why if script.is_file() else 'is not there'}, and takes no"
+            f" {', '.join(word for word in unknown if word != NO_DOWNLOAD) or '--skip-data'}",
             hint="leave the options out; a script of your own is then run as it is",
         )
     if not script.is_file():
