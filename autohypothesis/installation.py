@@ -15,8 +15,9 @@ given: dict[str, str] = {}
 """`--repo` and `--tag` of this command line, where they were given."""
 TAKES_TAG = frozenset(
     (
-        "adopt", "best", "bootstrap", "decide", "digest", "hypotheses", "init-fleet", "prune",
-        "record", "restore", "run-experiment", "run-loop", "runs", "show-results", "status",
+        "adopt", "best", "bootstrap", "briefing", "decide", "digest", "hypotheses",
+        "init-fleet", "prune", "record", "restore", "run-experiment", "run-loop", "runs",
+        "show-results", "status",
     )
 )  # fmt: skip
 """Commands with an option `--tag`."""
@@ -53,7 +54,8 @@ def suggested(text: str) -> str:
 
     def repeated(match: re.Match[str]) -> str:
         before, word, rest = match["before"], match["word"], match["rest"]
-        if (tag := given.get("--tag")) and word in TAKES_TAG and "--tag" not in rest:
+        of_one = "--tag" not in rest and "--all" not in rest
+        if of_one and (tag := given.get("--tag")) and word in TAKES_TAG:
             word = f"{word} --tag {shlex.quote(tag)}"
         if (repo := given.get("--repo")) and "--repo" not in rest:
             before = f"{before}--repo {shlex.quote(repo)} "

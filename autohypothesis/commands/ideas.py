@@ -282,11 +282,13 @@ def briefing(
         int | None,
         Option("--question", metavar="N", min=1, help="The whole question, for N hypotheses."),
     ] = None,
+    tag: Tag = None,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """The brief: what a proposer is told, as a page or as the document itself.
 
+    Until the observer has written it, and for another search, it is made for this look alone.
     `--question` prints what `--proposer command:PROGRAM` gets on its standard input, to try one by
     hand. Example: `orchestrator.py briefing --question 2 | my-proposer`
     """
@@ -294,19 +296,18 @@ def briefing(
 
     from autohypothesis.errors import faults_in
     from autohypothesis.records.files import read_json
+    from autohypothesis.records.ledger import active_tag
     from autohypothesis.schema import Brief
 
     if count is not None:
-        _print_question(open_project(repo), count)
+        _print_question(open_project(repo, tag=tag), count)
         return
     layout = layout_of(repo)
     try:
-        document = read_json(layout.brief)
+        is_active = tag in (None, active_tag(layout))
+        document = read_json(layout.brief) if is_active else _brief_now(repo, tag)
     except FileNotFoundError:
-        raise RecordError(
-            f"there is no brief at {layout.brief} yet",
-            hint="the observer writes it: python orchestrator.py up",
-        ) from None
+        document = _brief_now(repo, tag)
     if as_json:
         print_json(document)
         return
@@ -320,6 +321,24 @@ def briefing(
     from autohypothesis.terminal.fleet import brief_page
 
     out().print(brief_page(brief))
+
+
+def _brief_now(repo: Path, tag: str | None) -> dict[str, Any]:
+    """Return the brief of a search as the observer would write it now.
+
+    Raises:
+        UsageError: nothing was searched here, or under this tag.
+    """
+    from autohypothesis.engine.reference import read_reference
+    from autohypothesis.fleet.observer.introduction import brief_now
+
+    project = open_project(repo, tag=tag)
+    queue = _queue(project.layout, project.tag)
+    if read_reference(project.repository, project.layout, queue.tag) is None:
+        raise UsageError(
+            f"there is no search {queue.tag!r}", hint="`python orchestrator.py runs --all` has them"
+        )
+    return brief_now(project, queue).model_dump(mode="json")
 
 
 def _print_question(project: Project, count: int) -> None:

@@ -89,6 +89,7 @@ def test_suggestions_repeat_the_repository_and_the_search_that_were_given(
         ("`python orchestrator.py decide x --tag u`", "`python orchestrator.py --repo r decide x"
          " --tag u`"),
         ("python orchestrator.py --repo q runs", "python orchestrator.py --repo q runs"),
+        ("python orchestrator.py runs --all", "python orchestrator.py --repo r runs --all"),
         ("run it again", "run it again"),
     ],
 )  # fmt: skip

@@ -164,7 +164,7 @@ def test_instructions_say_when_nobody_implements_them(queue: Queue, cli: Any) ->
 def test_without_a_search_it_says_how_to_start_one(foreign: Path, cli: Any) -> None:
     refused(cli("propose", "--set", "RATE=0.2"), "no tag is active", "python orchestrator.py")
     refused(cli("hypotheses"), "no search was started", "init-fleet")
-    refused(cli("briefing"), "there is no brief", "python orchestrator.py up")
+    refused(cli("briefing"), "no search was started", "init-fleet")
     assert not (foreign / "research").exists()
 
 
@@ -281,3 +281,16 @@ def test_the_shell_completes_ids_and_workers(
     assert complete_worker("cpu") == []
     monkeypatch.chdir(Layout(fleet.layout.root).research)
     assert complete_hypothesis("h-") == []
+
+
+def test_a_new_fleet_has_a_brief_before_its_observer_writes_one(cli: Any, foreign: Path) -> None:
+    assert cli("init-fleet", "--tag", "one", "--cpu-workers", "1").returncode == 0
+    first = json.loads(cli("briefing", "--json").stdout)
+    assert first["current_config"] == {"RATE": 0.1, "SLEEP": 0.0, "MODE": "train"}
+    assert "val_bpb" in cli("briefing").stdout
+    asked = json.loads(cli("briefing", "--question", "1").stdout)
+    assert asked["brief"]["objective"] == first["objective"]
+    assert not Layout(foreign).brief.exists(), "it was a look"
+    assert cli("init-fleet", "--tag", "two", "--cpu-workers", "1").returncode == 0
+    assert json.loads(cli("briefing", "--tag", "one", "--json").stdout)["objective"]
+    refused(cli("briefing", "--tag", "three"), "there is no search 'three'", "runs --all")

@@ -119,7 +119,7 @@ class BriefPublisher:
         path = str(layout.brief)
         if sources == self._sources and file_stamp(path) == self._written:
             return False
-        brief = _compose(self._project, sources, queue.problems[:5])
+        brief = compose_brief(self._project, sources, queue.problems[:5])
         with hold(layout, "brief", doing="publishing the brief"):
             self.brief = self._write(brief)
         self._sources, self._written = sources, file_stamp(path)
@@ -142,7 +142,7 @@ def _undated(brief: Brief) -> dict[str, Any]:
     return brief.model_dump(mode="json", exclude={"generated_at"})
 
 
-def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:
+def compose_brief(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:
     """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
     steering, earlier = sources.steering, carried(project.layout)[0]
     damaged = (f"{problem.path} {problem.reason}" for problem in problems)

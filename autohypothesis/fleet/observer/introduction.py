@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from autohypothesis.engine.candidate import settings_of
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.knowledge.brief import BriefPublisher
+from autohypothesis.fleet.knowledge.brief import BriefPublisher, BriefSources, compose_brief
 from autohypothesis.fleet.observer.proposals import (
     ProposalIntake,
     ProposerPool,
@@ -54,8 +56,27 @@ def strangers(proposers: Sequence[Proposer], queue: Queue) -> list[Proposer]:
 
 def situation_now(project: Project, queue: Queue) -> Situation:
     """Return the situation that a proposer is asked in, with the brief as it was last written."""
-    brief = load_or_none(Brief, project.layout.brief)
-    return current_state(project).situation(queue, brief)
+    state = current_state(project)
+    written = load_or_none(Brief, project.layout.brief)
+    return state.situation(queue, written or _brief_of(project, queue, state))
+
+
+def brief_now(project: Project, queue: Queue) -> Brief:
+    """Return the brief as it would be written now; nothing is written."""
+    return _brief_of(project, queue, current_state(project))
+
+
+def _settings_of(project: Project) -> dict[str, Any]:
+    found = settings_of(project.repository, project.task, project.reference())
+    return {name.upper(): value for name, value in found.items()}  # as a run's settings are told
+
+
+def _brief_of(project: Project, queue: Queue, state: SearchState) -> Brief:
+    sources = BriefSources(
+        of_tag(read_ledger(project.layout), queue.tag), state.steering,
+        state.reference.settings or _settings_of(project), [], None, queue.placed(), queue.done(),
+    )  # fmt: skip
+    return compose_brief(project, sources, queue.problems)
 
 
 def _write_brief(project: Project, queue: Queue, state: SearchState) -> None:
