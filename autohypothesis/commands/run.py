@@ -158,7 +158,7 @@ def _replicate(repo: Path, tag: str | None, experiment_id: str, seeds: int | Non
     project = open_project(repo, tag=tag)
     collect_ended(project.repository, project.layout)
     decision = DecisionHistory.of_tag(project.layout, project.tag).of(experiment_id)
-    if seeds is None and decision is not None and is_near_miss(decision.model_dump()):
+    if seeds is None and decision is not None and is_near_miss(vars(decision)):
         seeds = project.task.policy.replicates or MORE_SEEDS
     with whole_or_nothing(project.repository, project.layout):
         try:
@@ -305,7 +305,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False, seeds:
         if decision.decision_status != "replicate":
             status = shown_as(decision.decision_status, decision.reason)
             remark(f"{status}: {decision.reason}, {decision.detail}")
-        if is_near_miss(decision.model_dump()):
+        if is_near_miss(vars(decision)):
             command = f"{RUN_AT_MORE_SEEDS} {decision.experiment_id}"
             remark(f"a near miss; run it at more seeds: {command}")
     return len(decisions)

@@ -151,7 +151,7 @@ def pairs_of_near_miss(project: Project, experiment_id: str, seeds: int) -> int:
             did not run it, and cannot repeat it.
     """
     decision = DecisionHistory.of_tag(project.layout, project.tag).of(experiment_id)
-    if decision is None or not is_near_miss(decision.model_dump()):
+    if decision is None or not is_near_miss(vars(decision)):
         found = f"a {decision.decision_status} ({decision.reason})" if decision else "not decided"
         raise SettleError(
             f"{experiment_id} is {found}, and only a near miss is run at more seeds",

@@ -146,7 +146,7 @@ class KnowledgeReport:
         kept = [each for each in decided if each.decision_status == "keep" and each.base_commit]
         confirmed = [each for each in kept if each.confirmation == "confirmed"]
         provisional = [each for each in kept if each.confirmation != "confirmed"]
-        near = [each for each in decided if is_near_miss(each.model_dump())]
+        near = [each for each in decided if is_near_miss(vars(each))]
         failed = [each for each in decided if each.decision_status == "crash"]
         tentative = [
             *self._findings(provisional, "provisional"),

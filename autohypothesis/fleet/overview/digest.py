@@ -220,7 +220,7 @@ def _step(row: Row, decision: Decision) -> KeptStep:
         title=str(row.get("description") or ""),
         value=decision.metric_value,
         gain=gain,
-        compared=comparison_of(decision.model_dump()),
+        compared=comparison_of(vars(decision)),
         gain_share=gain / abs(before) if gain is not None and before else None,
         confirmation=str(row.get("confirmation") or "none"),
         reason=str(decision.reason or ""),
