@@ -29,6 +29,8 @@ _OTHER = re.compile(
     r"(?:^|[_-])(?:eval\w*|test\w*|infer\w*|predict|sample|generate|demo|plot\w*|prepare|download"
     r"|preprocess|convert|export|serve|setup|conftest|config\w*|utils?|bench\w*)(?:$|[_-])"
 )
+_MAY_START = re.compile(r"__main__|^(?:for|while)\b|^[A-Za-z_][\w.]*\(", re.MULTILINE)
+"""In the text of every file that can be started: most need no parsing."""
 _ASIDE = {"test", "tests", "docs", "doc", "notebooks", "benchmarks", "third_party", "vendor"}
 _PRINTERS = {"print", "info", "warning", "debug", "log", "write", "echo", "log_dict", "log_metrics"}
 _SPEC = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrs]|\{[^{}]*\}")
@@ -94,13 +96,25 @@ def find_scripts(root: Path, tracked: Iterable[str]) -> list[Script]:
     paths = sorted(
         (path for path in tracked if path.endswith(".py")), key=lambda path: path.count("/")
     )
-    trees = {path: tree for path in paths[:MAX_SCRIPTS] if (tree := _parsed(root, path))}
-    imported = {module for path, tree in trees.items() for module in _modules_of(path, tree, trees)}
-    rated = (_rated(path, tree, path in imported) for path, tree in trees.items())
-    return sorted(filter(None, rated), key=lambda script: (-script.score, script.path))
+    trees = {
+        path: tree
+        for path in paths[:MAX_SCRIPTS]
+        if _MAY_START.search(_source(root, path))
+        and (tree := _parsed(root, path))
+        and (_is_guarded(tree) or _acts_at_the_top(tree))
+    }
+    rated = [script for path, tree in trees.items() if (script := _rated(path, tree))]
+    imported = {
+        module for script in rated for module in _modules_of(script.path, trees[script.path], trees)
+    }
+    ranked = (
+        script._replace(score=script.score - 3 * (script.path in imported)) for script in rated
+    )
+    return sorted(ranked, key=lambda script: (-script.score, script.path))
 
 
-def _rated(path: str, tree: ast.Module, is_imported: bool) -> Script | None:
+def _rated(path: str, tree: ast.Module) -> Script | None:
+    """Return a file that can be started with its score; None where nothing speaks of a training."""
     stem, folders = PurePosixPath(path).stem.lower(), set(path.lower().split("/")[:-1])
     called = {name for call in _calls(tree) if (name := _called(call))}
     metrics, _, _ = _metrics_of(path, tree)
@@ -111,19 +125,17 @@ def _rated(path: str, tree: ast.Module, is_imported: bool) -> Script | None:
         (3, "has a Trainer", any(name.endswith("Trainer") for name in called)),
         (2, f"prints {', '.join(likely[:3])}", bool(likely)),
     ]
-    starts = _is_guarded(tree) or _acts_at_the_top(tree)
+    named = bool(_TRAINS.search(stem)) and not folders & _ASIDE
+    if not (named or any(holds for _, _, holds in training)):
+        return None
     rest = [
         (5, "is named as a training", bool(_TRAINS.search(stem))),
-        (2, "can be started", starts),
+        (2, "can be started", True),
         (1, f"is named {stem}", stem in ("main", "run")),
         (-4, "", bool(_OTHER.search(stem))),
         (-6, "", bool(folders & _ASIDE)),
-        (-3, "", is_imported),
         (-len(folders), "", True),
     ]
-    named = bool(_TRAINS.search(stem)) and not folders & _ASIDE
-    if not starts or not (named or any(holds for _, _, holds in training)):
-        return None
     holding = [(points, why) for points, why, holds in (*rest, *training) if holds]
     return Script(
         path, sum(points for points, _ in holding), tuple(why for _, why in holding if why)
@@ -159,7 +171,7 @@ def read_script(
     """
     words = list(words)
     facts, trees = ScriptFacts(path), dict[str, ast.Module]()
-    known = [name for name in tracked if name.endswith(".py")]
+    known = {name for name in tracked if name.endswith(".py")}
     waiting = [path]
     while waiting and len(trees) < MAX_SCRIPTS:
         current = waiting.pop(0)
@@ -189,10 +201,11 @@ def read_script(
             names.setdefault(key, value)
             texts.add(value)
     found: list[PrintedMetric] = []
+    looped = _called_in_loops(trees.values())
     for name, tree in trees.items():
         folder = TextFolder(name, assigned_texts(tree, names))
         texts |= {text for node in ast.walk(tree) if (text := folder.text(node))}
-        metrics, lines, repeated = _metrics_of(name, tree)
+        metrics, lines, repeated = _metrics_of(name, tree, looped)
         found += [metric for metric in metrics if metric.name not in facts.lines]
         facts.lines = {**lines, **facts.lines}
         facts.repeated |= repeated
@@ -287,17 +300,20 @@ def _packages(trees: Mapping[str, ast.Module], known: Collection[str]) -> set[st
 
 
 def _metrics_of(
-    path: str, tree: ast.Module
+    path: str, tree: ast.Module, looped: Collection[str] = ()
 ) -> tuple[list[PrintedMetric], dict[str, str], set[str]]:
     """Return the metrics that a file prints, where, and which of them again and again.
 
     Every call that prints becomes the line that it would print, with a number for each value, and
     is read as a log is.
+
+    Args:
+        looped: names of functions that a loop calls.
     """
     lines: dict[str, str] = {}
     repeated: set[str] = set()
     log = ""
-    for call, in_loop in _calls_in_loops(tree):
+    for call, in_loop in _calls_in_loops(tree, looped):
         text, again = _line_of(call)
         if not text:
             continue
@@ -372,13 +388,30 @@ def _called(call: ast.Call) -> str:
     return ""
 
 
-def _calls_in_loops(node: ast.AST, in_loop: bool = False) -> Iterator[tuple[ast.Call, bool]]:
-    """Yield every call in the order of the file, and whether a loop is around it."""
+def _calls_in_loops(
+    node: ast.AST, looped: Collection[str] = (), in_loop: bool = False
+) -> Iterator[tuple[ast.Call, bool]]:
+    """Yield every call in the order of the file, and whether a loop is around it, or around a call
+    of its function."""
     for child in ast.iter_child_nodes(node):
         inside = in_loop or isinstance(child, (ast.For, ast.While, ast.AsyncFor))
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside = child.name in looped
         if isinstance(child, ast.Call):
             yield child, in_loop
-        yield from _calls_in_loops(child, inside)
+        yield from _calls_in_loops(child, looped, inside)
+
+
+def _called_in_loops(trees: Iterable[ast.Module]) -> set[str]:
+    """Return the names of the functions that loops call, themselves or through others."""
+    looped: set[str] = set()
+    before = -1
+    listed = list(trees)
+    while len(looped) > before:
+        before = len(looped)
+        calls = (pair for tree in listed for pair in _calls_in_loops(tree, looped))
+        looped |= {_called(call) for call, in_loop in calls if in_loop} - {""}
+    return looped
 
 
 # ── arguments, settings, seeds ──────────────────────────────────────────────────────────────

@@ -290,6 +290,14 @@ def test_a_folder_without_a_commit_says_how_to_make_one(tmp_path: Path) -> None:
 # ── the reading of scripts ──────────────────────────────────────────────────────────────────
 
 
+def test_what_a_loop_prints_through_its_functions_is_printed_again_and_again() -> None:
+    text = (
+        "def show(loss):\n    print('val_loss', loss)\ndef step(n):\n    show(n)\n"
+        "def end():\n    print('test_acc', 1)\nfor n in range(3):\n    step(n)\nend()\n"
+    )
+    assert _read(text).repeated == {"val_loss"}
+
+
 def test_the_likeliest_script_comes_first(tmp_path: Path) -> None:
     training = "import torch\nloss.backward()\nprint(f'val_loss: {loss}')\n"
     files = {
