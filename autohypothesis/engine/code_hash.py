@@ -60,10 +60,10 @@ def artifact_hashes(
     paths = sorted(task.artifacts_in(entries))
     sources = {path: repository.show_file(commit, path) for path in paths if path.endswith(".py")}
     homes: Counter[str] = Counter()
-    for source in sources.values():
+    for source in sources.values() if len(sources) > 1 else ():
         with suppress(ChangeError):
             homes.update({name.lower() for name in settable_names(source)})
-    known = {name: value for name, value in settings.items() if homes[name] == 1}
+    known = {name: value for name, value in settings.items() if homes[name] < 2}
     blank, names = {}, set[str]()
     for path, source in sources.items():
         with suppress(ChangeError):  # a text that cannot be read is code as a whole
