@@ -380,8 +380,10 @@ def _data(project: Project) -> Iterator[Check]:
             working = devices("cuda" if inputs.device == "cuda" else "cpu")
             yield Check("device for it", "ok", f"{len(working)} x {working[0].name}")
     except LaunchError as error:
-        made = "python orchestrator.py setup; `up` does it as well"
-        hint = made if makes_inputs(project.task) else error.hint
-        yield Check("data", "missing", error.problem, hint)
+        problem, hint = error.problem, error.hint
+        if makes_inputs(project.task):
+            problem = problem.partition("; run: ")[0]  # its own advice is a part of ours
+            hint = "python orchestrator.py setup; `up` does it as well"
+        yield Check("data", "missing", problem, hint)
     except LeaseError as error:
         yield Check("data", "missing", error.problem, error.hint)
