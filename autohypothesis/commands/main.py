@@ -61,7 +61,7 @@ class Loaded(Mapping[str, Any]):
         yield from ALIASES
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self)  # `list` asks for the length first
 
     def __getitem__(self, name: str) -> Any:
         for panel, modules in PANELS.items():
