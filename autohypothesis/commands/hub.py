@@ -172,18 +172,27 @@ def push(
     commit: Annotated[
         str | None, Argument(help="A commit or an experiment; default: the reference, else HEAD.")
     ] = None,
+    with_history: Annotated[
+        bool,
+        Option("--with-history", help="The commit itself: all its files, and all before it."),
+    ] = False,
     tag: Tag = None,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """Send a commit to the hub, with as much of its history as the hub lacks.
+    """Send a commit to the hub: the files of the task alone, as a fleet does.
+
+    A commit that holds nothing else, or is there, is sent as it is; of any other one a commit with
+    the task's files is made, on those of the experiments before it.
 
     Examples: `orchestrator.py hub push`, `orchestrator.py hub push h-nov20-0003-1`
     """
     from autohypothesis.hub.client.hub import push as push_commit
 
-    hub = connect(repo)
-    sent = push_commit(hub, opened(repo)[0], _meant_commit(repo, commit, tag))
+    hub, wanted = connect(repo), _meant_commit(repo, commit, tag)
+    sent = push_commit(
+        hub, opened(repo)[0], wanted if with_history else _published(repo, hub, wanted)
+    )
     if as_json:
         print_json(sent._asdict())
     elif not sent.commits:
@@ -192,6 +201,29 @@ def push(
         on = f", on {sent.on[:7]}" if sent.on else ", with all its history"
         much = f"{sent.commits} new commit{'s' * (sent.commits != 1)}, {sent.bytes:,} bytes"
         say(f"{sent.commit[:7]} is at {hub.server}: {much}{on}")
+    if sent.commit != wanted and not as_json:
+        remark(f"it has the task's files of {wanted[:7]}; --with-history sends that one whole")
+
+
+def _published(repo: Path, hub: HubClient, commit: str) -> str:
+    """Return the commit under which others are to know `commit`."""
+    from autohypothesis.commands.show import ledger_rows
+    from autohypothesis.engine.project import Project
+    from autohypothesis.fleet.hub_sync.outgoing import PublishedHistory
+    from autohypothesis.hub.client.hub import first_known
+    from autohypothesis.records import git_bundle
+
+    if hub.has(commit):
+        return commit
+    project = Project.of_search(repo)
+    repository, lineage = project.repository, PublishedHistory(project)
+    line = git_bundle.first_parents(repository, commit)
+    at = first_known(hub, line)
+    known = line[at] if at < len(line) else None
+    is_line = git_bundle.count_new(repository, commit, known) == at
+    if is_line and lineage.is_open(line[:at], known):
+        return commit
+    return lineage.published(commit, ledger_rows(project.layout))
 
 
 def _meant_commit(repo: Path, commit: str | None, tag: str | None) -> str:
@@ -344,11 +376,14 @@ def post(
             "a post is a text or a result: give one of them",
             hint='`hub post CHANNEL "TEXT"` or `hub post --result ID`',
         )
+    hub = connect(repo)
     if result is not None:
-        content = write(result_line(experiment_row(layout_of(repo), result)))
+        row = experiment_row(layout_of(repo), result)
+        commit = row.get("commit")
+        content = write(result_line({**row, "commit": commit and _published(repo, hub, commit)}))
     else:
         content = _content(text or "")
-    _posted(connect(repo).post(channel.removeprefix("#"), content), as_json)
+    _posted(hub.post(channel.removeprefix("#"), content), as_json)
 
 
 def _content(text: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -271,10 +271,9 @@ class HubReporter:
         plan = load_or_none(Plan, layout.plan(name))  # None for what was recorded by hand
         metadata = load_or_none(Metadata, layout.run(name).metadata)
         runtime = metadata.runtime if metadata is not None else Runtime()
-        title = plan.hypothesis.title if plan is not None else ""
         payload: dict[str, Any] = {
             **{key: row.get(key) for key in COPIED_FIELDS},
-            "description": table_text(title or str(row.get("description") or name)),
+            "description": description_of(layout, row),
             "outcome": self._reasons.get(name, ""),
             "task_hash": runtime.task_hash,
             "budget_seconds": runtime.budget_seconds,
@@ -285,7 +284,7 @@ class HubReporter:
             if row["status"] == "keep":
                 self.lineage.adopt(row["commit"], verified[1])
         elif row["status"] == "keep":
-            payload["commit"] = self._show(row, payload["description"])
+            payload["commit"] = self.lineage.experiment(row)
             self.outbox.put(PUSH, name, {"commit": payload["commit"]})
         else:  # the baseline again, or a keep that was taken back
             payload["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
@@ -297,19 +296,6 @@ class HubReporter:
         for kind in kinds:
             self.outbox.put(kind, name, payload)
 
-    def _show(self, row: Mapping[str, Any], description: str) -> str:
-        base = row.get("parent_commit")
-        if base is None:
-            return self.lineage.baseline(row["commit"])
-        value, name = row.get("metric_value"), row.get("metric_name")
-        message = (
-            f"{description}\n\n{name}: {value}\n"
-            f"Confirmation: {row.get('confirmation')}\nExperiment: {row['id']}\n"
-        )
-        ended = utc(row.get("timestamp"))  # by the row, so that a second try makes the same commit
-        at = ended if isinstance(ended, datetime) else BEGINNING
-        return self.lineage.keep(row["commit"], str(base), message, at)
-
     def _verified(self, row: Mapping[str, Any], plan: Plan | None) -> tuple[int, str] | None:
         """Return the result of another agent that this run repeats, and its commit."""
         if row.get("replicates"):
@@ -320,6 +306,13 @@ class HubReporter:
             return None
         number = result_number(placed[1])
         return None if number is None else (number, placed[1].artifacts_from)
+
+
+def description_of(layout: Layout, row: Mapping[str, Any]) -> str:
+    """Return what an experiment tried, by its plan; what its run wrote is not told to others."""
+    plan = load_or_none(Plan, layout.plan(row["id"]))  # None for what was recorded by hand
+    title = plan.hypothesis.title if plan is not None else ""
+    return table_text(title or str(row.get("description") or row["id"]))
 
 
 def _is_refuted(row: Mapping[str, Any]) -> bool:
@@ -360,15 +353,59 @@ class PublishedHistory:
         if (known := self.shown(commit)) is not None:
             return known
         task, goal = self.project.task, self.project.task.objective
+        message = f"baseline of {task.id}: {goal.direction} {goal.metric}\n"
+        return self._show(commit, self._files(commit), [], message, BEGINNING)
+
+    def _files(self, commit: str) -> dict[str, Entry]:
+        """Return the files of the task at a commit, as others may have them."""
+        task = self.project.task
         named = task.protected is not None
-        files = {
+        return {
             path: entry
             for path, entry in self.project.repository.entries(commit).items()
             if task.is_artifact(path) or (named and task.is_protected(path))
             if entry.mode in _PLAIN and path.rpartition("/")[2] not in _READ_BY_GIT
         }
-        message = f"baseline of {task.id}: {goal.direction} {goal.metric}\n"
-        return self._show(commit, files, [], message, BEGINNING)
+
+    def is_open(self, commits: Iterable[str], known: str | None) -> bool:
+        """Return whether commits hold files of the task alone, and those of a `known` commit."""
+        entries = self.project.repository.entries
+        there = entries(known) if known else {}
+        return all(
+            path in files or there.get(path) == entry
+            for commit in commits
+            for files in (self._files(commit),)
+            for path, entry in entries(commit).items()
+        )
+
+    def experiment(self, row: Mapping[str, Any]) -> str:
+        """Return the commit of an experiment on its base as shown, with its description."""
+        base = row.get("parent_commit")
+        if base is None:
+            return self.baseline(row["commit"])
+        value, name = row.get("metric_value"), row.get("metric_name")
+        message = (
+            f"{description_of(self.project.layout, row)}\n\n{name}: {value}\n"
+            f"Confirmation: {row.get('confirmation')}\nExperiment: {row['id']}\n"
+        )
+        ended = utc(row.get("timestamp"))  # by the row, so that a second try makes the same commit
+        at = ended if isinstance(ended, datetime) else BEGINNING
+        return self.keep(row["commit"], str(base), message, at)
+
+    def published(self, commit: str, rows: Iterable[Mapping[str, Any]]) -> str:
+        """Return a commit as others may have it: the task's files, on the experiments before it."""
+        made = {
+            row["commit"]: row for row in rows if row.get("commit") and not row.get("replicates")
+        }
+        line = [commit]
+        while self.shown(line[-1]) is None and (row := made.get(line[-1])):
+            if row.get("parent_commit") in (None, *line):
+                break
+            line.append(str(row["parent_commit"]))
+        shown = self.baseline(line.pop())
+        for each in reversed(line):
+            shown = self.experiment(made[each])
+        return shown
 
     def keep(self, commit: str, base: str, message: str, at: datetime) -> str:
         """Return a kept commit on its base as shown; the same call makes the same commit."""

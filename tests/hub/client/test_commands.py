@@ -57,7 +57,7 @@ def test_two_agents_share_commits_and_words(
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(credentials.own_file(grace / ".git"))
 
-    sent = cli("hub", "push")
+    sent = cli("hub", "push", "--with-history")
     assert "2 new commits" in sent.stdout and "with all its history" in sent.stdout
     newest = [new, base]
     assert [c["hash"] for c in said("log", cwd=grace)] == newest  # type: ignore[attr-defined]
@@ -161,15 +161,21 @@ def test_a_result_is_told_as_the_protocol_has_it(
         told = cli("hub", "post", "--result", row["id"])
         assert told.returncode == 0, told.stderr
     lines = stand_in.posts
-    start = f"commit:{rows[0]['commit'][:7]} platform:"
+    shown = [git(foreign, "rev-parse", f"refs/shown/{row['commit']}") for row in rows]
+    start = f"commit:{shown[0][:7]} platform:"
     assert lines[0].startswith(start) and "val_bpb:1.040000 vram_gb:0.0 | " in lines[0]
     assert "val_bpb:--- vram_gb:--- | a crash (CRASH: code error)" in lines[1]
     assert stand_in.channels == ["results"]
 
     reference = cli("hub", "push", "--json")
-    assert json.loads(reference.stdout)["commit"] == rows[0]["commit"]
+    assert json.loads(reference.stdout)["commit"] == shown[0]
+    assert git(foreign, "ls-tree", "-r", "--name-only", shown[0]) == "train.py"
+    assert git(foreign, "rev-list", "--count", shown[0]) == "1"
     again = cli("hub", "push", rows[1]["id"], "--json")
-    assert json.loads(again.stdout)["commit"] == rows[1]["commit"]
+    assert json.loads(again.stdout)["commit"] == shown[1]
+    assert git(foreign, "rev-parse", f"{shown[1]}^") == shown[0]
+    whole = cli("hub", "push", rows[1]["id"], "--with-history", "--json")
+    assert json.loads(whole.stdout)["commit"] == rows[1]["commit"]
     unknown = cli("hub", "post", "--result", "h-x-1")
     assert unknown.returncode == 2 and "runs --all" in unknown.stderr
 
