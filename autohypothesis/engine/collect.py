@@ -352,25 +352,14 @@ def _metrics(
     values[metric] = None if failure else score.value
     values["score_difference"] = score.evidence.get("score_difference")
     if record is not None:
-        values["printed_peak_vram_mb"] = finite(values.get("peak_vram_mb"))
-        values["peak_vram_mb"] = _peak_mb(spec, values["printed_peak_vram_mb"], record)
+        on_gpu = record.device.get("kind") == "cuda"
+        measured = record.peak_vram_mb if on_gpu else record.peak_rss_mb
+        values["measured_peak_mb"] = measured
+        if finite(values.get("peak_vram_mb")) is None:
+            values["peak_vram_mb"] = measured
         for name in ("peak_rss_mb", "cpu_seconds", "wall_seconds", "energy_joules"):
             values[name] = getattr(record, name)
     return Metrics.model_validate(values)
-
-
-def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float | None:
-    """Return the peak that is recorded: on a GPU what the shim measured of its memory; on a CPU
-    what the script printed of itself, unless a limit of the task is held against it.
-
-    Without a printed value, or under a limit, it is the resident set as the shim measured it.
-    """
-    on_gpu = record.device.get("kind") == "cuda"
-    measured = record.peak_vram_mb if on_gpu else record.peak_rss_mb
-    limited = "peak_vram_mb" in spec.task.constraints
-    if printed is None or limited:
-        return measured
-    return measured if on_gpu and measured is not None else printed
 
 
 # ── runs that no process waits for ──────────────────────────────────────────────────────────

@@ -177,7 +177,7 @@ def gather(
         failure_detail=result.failure_detail,
         lines_changed=None if added is None or removed is None else added - removed,
         constraints=_stricter(task.constraints, limits or {}),
-        metrics=_metrics_under_limits(task, result),
+        metrics=_metrics_under_limits(result),
         base_is_reference=base == reference,
         is_baseline=unchanged and not repeated and not kept,
         is_replicate=repeated or unchanged,
@@ -230,14 +230,12 @@ def _may_retry(past: DecisionHistory, hypothesis_id: str, result: Result) -> boo
     return True
 
 
-def _metrics_under_limits(task: Task, result: Result) -> dict[str, Any]:
-    """Return the metrics that limits are held against: where an evaluator scores, the resident set
-    counts if it is larger than what the script printed of itself."""
+def _metrics_under_limits(result: Result) -> dict[str, Any]:
+    """Return the metrics that limits are held against: of memory the larger of what was printed and
+    what was measured."""
     metrics = result.metrics.model_dump()
-    printed, resident = finite(metrics.get("peak_vram_mb")), finite(metrics.get("peak_rss_mb"))
-    on_gpu = part_of(result.evidence, "device").get("kind") == "cuda"
-    if task.scorer.type == "model" and not on_gpu and printed is not None and resident is not None:
-        metrics["peak_vram_mb"] = max(printed, resident)
+    peaks = [finite(metrics.get(name)) for name in ("peak_vram_mb", "measured_peak_mb")]
+    metrics["peak_vram_mb"] = max((peak for peak in peaks if peak is not None), default=None)
     return metrics
 
 

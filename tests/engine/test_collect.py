@@ -101,19 +101,18 @@ def test_a_decided_run_whose_collector_was_killed_at_its_end_is_not_collected_ag
 GPU = {"kind": "cuda", "uuid": "GPU-aaa", "name": "H"}
 
 
-def test_the_measured_memory_stands_where_it_is_limited_or_on_a_gpu(project: Project) -> None:
+def test_the_memory_that_was_printed_is_recorded_and_the_measured_one_beside_it(
+    project: Project,
+) -> None:
     spec = ended(project)
 
-    def memory(spec: RunSpec, **values: Any) -> list[float]:
+    def memory(**values: Any) -> list[float]:
         metrics = judged(project, spec, peak_rss_mb=321.0, **values).metrics.model_dump()
-        return [metrics[f"{name}_mb"] for name in ("peak_vram", "printed_peak_vram", "peak_rss")]
+        return [metrics[name] for name in ("peak_vram_mb", "measured_peak_mb")]
 
-    assert memory(spec) == [12.5, 12.5, 321.0], "a script on a CPU keeps what it printed"
-    assert memory(spec, peak_vram_mb=900.0, device=GPU) == [900.0, 12.5, 321.0]
-    task = {"id": "x", "artifacts": ["train.py"], "constraints": {"peak_vram_mb": {"hard": 5}}}
-    limits = {"constraints": Task.model_validate(task).constraints}
-    limited = spec.model_copy(update={"task": spec.task.model_copy(update=limits)})
-    assert memory(limited) == [321.0, 12.5, 321.0]
+    assert memory() == [12.5, 321.0]
+    assert memory(peak_vram_mb=900.0, device=GPU) == [12.5, 900.0]
+    assert memory(metrics={"val_bpb": 1.0}) == [321.0, 321.0], "nothing was printed"
 
 
 def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(project: Project) -> None:
