@@ -9,14 +9,16 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
 
-from autohypothesis.engine.constant_texts import TextFolder, assigned_texts, may_be_path
+from autohypothesis.engine.constant_texts import assigned_texts, may_be_path, text_of
 from autohypothesis.engine.metric_lines import PrintedMetric, find_metrics, is_likely_objective
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
@@ -31,9 +33,15 @@ _OTHER = re.compile(
 )
 _MAY_START = re.compile(r"__main__|^(?:for|while)\b|^[A-Za-z_][\w.]*\(", re.MULTILINE)
 """In the text of every file that can be started: most need no parsing."""
+_USUAL = ("main", "run")
 _ASIDE = {"test", "tests", "docs", "doc", "notebooks", "benchmarks", "third_party", "vendor"}
+_PAGE = re.compile(r"\.(?:md|rst|sh|txt)$|(?:^|/)(?:makefile|justfile)$", re.IGNORECASE)
 _PRINTERS = {"print", "info", "warning", "debug", "log", "write", "echo", "log_dict", "log_metrics"}
-_SPEC = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrs]|\{[^{}]*\}")
+_NO_PRINTERS = ("wandb", "mlflow", "writer", "np", "math", "torch")
+_PERCENT = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrs]")
+_BRACES = re.compile(r"\{[^{}]*\}")
+_SEEDS = ("manual_seed", "seed_everything", "set_seed", "seed", "default_rng")
+_READS_SEED = re.compile(r"environ[^\n]{0,12}['\"]SEED['\"]|getenv\(['\"]SEED")
 NUMBER = "1.5"
 """What stands for every number that a script computes, when a line of its log is imagined."""
 
@@ -65,7 +73,6 @@ class ScriptFacts:
         lines: name of a metric -> `train.py:41`.
         repeated: metrics that are printed in a loop, or by a framework after each epoch.
         arguments: of the script itself.
-        takes_settings: whether `--NAME=VALUE` replaces a constant of the script.
         paths: texts that may be paths, from the folder where it runs.
         configs: files with settings that it or its arguments name.
         config_scripts: the same in Python; they replace constants of the script.
@@ -80,7 +87,6 @@ class ScriptFacts:
     lines: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     arguments: list[Argument] = field(default_factory=list)
-    takes_settings: bool = False
     paths: set[str] = field(default_factory=set)
     configs: list[str] = field(default_factory=list)
     config_scripts: list[str] = field(default_factory=list)
@@ -93,19 +99,19 @@ class ScriptFacts:
 
 def find_scripts(root: Path, tracked: Iterable[str]) -> list[Script]:
     """Return the tracked Python files that look like a training, the likeliest first."""
-    paths = sorted(
-        (path for path in tracked if path.endswith(".py")), key=lambda path: path.count("/")
-    )
+    paths = [path for path in tracked if path.endswith(".py")]
     trees = {
         path: tree
-        for path in paths[:MAX_SCRIPTS]
+        for path in sorted(paths, key=lambda path: path.count("/"))[:MAX_SCRIPTS]
         if _MAY_START.search(_source(root, path))
         and (tree := _parsed(root, path))
-        and (_is_guarded(tree) or _acts_at_the_top(tree))
+        and _can_start(tree)
     }
     rated = [script for path, tree in trees.items() if (script := _rated(path, tree))]
     imported = {
-        module for script in rated for module in _modules_of(script.path, trees[script.path], trees)
+        module
+        for script in rated
+        for module in _modules_of(script.path, trees[script.path], trees.keys())
     }
     ranked = (
         script._replace(score=script.score - 3 * (script.path in imported)) for script in rated
@@ -113,196 +119,158 @@ def find_scripts(root: Path, tracked: Iterable[str]) -> list[Script]:
     return sorted(ranked, key=lambda script: (-script.score, script.path))
 
 
+def _can_start(tree: ast.Module) -> bool:
+    """Return whether a file does more than define: it loops or calls at its top, or has a main."""
+    for node in tree.body:
+        match node:
+            case ast.For() | ast.While() | ast.Expr(value=ast.Call()):
+                return True
+            case ast.If(test=test) if "__main__" in ast.unparse(test):
+                return True
+    return False
+
+
 def _rated(path: str, tree: ast.Module) -> Script | None:
     """Return a file that can be started with its score; None where nothing speaks of a training."""
     stem, folders = PurePosixPath(path).stem.lower(), set(path.lower().split("/")[:-1])
-    called = {name for call in _calls(tree) if (name := _called(call))}
-    metrics, _, _ = _metrics_of(path, tree)
-    likely = [metric.name for metric in metrics if is_likely_objective(metric)]
+    called = set(map(_called, _calls(tree)))
+    likely = [each.name for each in _metrics_of({path: tree})[0] if is_likely_objective(each)]
     training = [
         (4, "computes gradients", "backward" in called),
         (4, "calls fit", bool({"fit", "fit_transform", "cross_val_score"} & called)),
         (3, "has a Trainer", any(name.endswith("Trainer") for name in called)),
         (2, f"prints {', '.join(likely[:3])}", bool(likely)),
     ]
-    named = bool(_TRAINS.search(stem)) and not folders & _ASIDE
-    if not (named or any(holds for _, _, holds in training)):
+    is_named, is_aside = bool(_TRAINS.search(stem)), bool(folders & _ASIDE)
+    if not ((is_named and not is_aside) or any(holds for _, _, holds in training)):
         return None
-    rest = [
-        (5, "is named as a training", bool(_TRAINS.search(stem))),
-        (2, "can be started", True),
-        (1, f"is named {stem}", stem in ("main", "run")),
-        (-4, "", bool(_OTHER.search(stem))),
-        (-6, "", bool(folders & _ASIDE)),
-        (-len(folders), "", True),
-    ]
-    holding = [(points, why) for points, why, holds in (*rest, *training) if holds]
-    return Script(
-        path, sum(points for points, _ in holding), tuple(why for _, why in holding if why)
-    )
-
-
-def _is_guarded(tree: ast.Module) -> bool:
-    return any(
-        isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body
-    )
-
-
-def _acts_at_the_top(tree: ast.Module) -> bool:
-    """Return whether importing the file would train: it loops, or calls something, at its top."""
-    for node in tree.body:
-        if isinstance(node, (ast.For, ast.While)):
-            return True
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            return True
-    return False
+    name = [(5, "is named as a training", is_named), (1, f"is named {stem}", stem in _USUAL)]
+    holding = [(points, why) for points, why, holds in (*name, *training) if holds]
+    score = sum(points for points, _ in holding)
+    score -= 4 * bool(_OTHER.search(stem)) + 6 * is_aside + len(folders)
+    return Script(path, score, tuple(why for _, why in holding))
 
 
 # ── what it says ────────────────────────────────────────────────────────────────────────────
 
 
 def read_script(
-    root: Path, path: str, tracked: Collection[str], words: Iterable[str] = ()
+    root: Path, path: str, tracked: Collection[str], words: Sequence[str] = ()
 ) -> ScriptFacts:
     """Return what the script at `path` says, with the modules of the repository that it imports.
 
     Args:
         words: the arguments it will be started with; files with settings among them are read.
     """
-    words = list(words)
-    facts, trees = ScriptFacts(path), dict[str, ast.Module]()
+    trees: dict[str, ast.Module] = {}
     known = {name for name in tracked if name.endswith(".py")}
     waiting = [path]
     while waiting and len(trees) < MAX_SCRIPTS:
         current = waiting.pop(0)
-        if current in trees or (tree := _parsed(root, current)) is None:
-            continue
-        trees[current] = tree
-        waiting += _modules_of(current, tree, known)
-    facts.modules = [name for name in trees if name != path]
-    facts.arguments = list(_arguments(trees[path])) if path in trees else []
+        if current not in trees and (tree := _parsed(root, current)) is not None:
+            trees[current] = tree
+            waiting += _modules_of(current, tree, known)
+    arguments = list(_arguments(trees[path])) if path in trees else []
+    metrics, lines, repeated = _metrics_of(trees, _called_in_loops(trees.values()))
     texts = {text for word in words for text in (word, word.partition("=")[2])}
-    names: dict[str, str] = {
+    texts |= {text_of(node, {}) for tree in trees.values() for node in ast.walk(tree)}
+    configs = sorted(_configs(texts, path) & set(tracked))
+    config_scripts = [word for word in words if word in known and word != path]
+    names = {
         argument.name.lstrip("-").replace("-", "_"): argument.default
-        for argument in facts.arguments
+        for argument in arguments
         if isinstance(argument.default, str)
     }
-    for tree in trees.values():
-        texts |= {text for node in ast.walk(tree) if (text := _text_of(node))}
-    facts.configs = sorted(
-        {name for text in texts if (name := _config_named(text, path, tracked)) is not None}
-    )
-    facts.config_scripts = [word for word in words if word in known and word != path]
-    for word in facts.config_scripts:
-        if (tree := _parsed(root, word)) is not None:
-            names |= assigned_texts(tree)
-    for config in facts.configs:
-        for key, value in _flat(_settings_in(root / config)):
+    for config in config_scripts:
+        if (tree := _parsed(root, config)) is not None:
+            names |= assigned_texts(config, tree, {})
+    for config in configs:
+        for key, value in _flat(_settings_in(root, config)):
             names.setdefault(key, value)
             texts.add(value)
-    found: list[PrintedMetric] = []
-    looped = _called_in_loops(trees.values())
     for name, tree in trees.items():
-        folder = TextFolder(name, assigned_texts(tree, names))
-        texts |= {text for node in ast.walk(tree) if (text := folder.text(node))}
-        metrics, lines, repeated = _metrics_of(name, tree, looped)
-        found += [metric for metric in metrics if metric.name not in facts.lines]
-        facts.lines = {**lines, **facts.lines}
-        facts.repeated |= repeated
-        source = ast.unparse(tree)
-        facts.reads_seed |= bool(
-            re.search(r"environ[^\n]{0,12}['\"]SEED['\"]|getenv\('SEED'", source)
-        )
-        facts.seed_line = facts.seed_line or _seed_line(name, tree)
-        facts.takes_settings |= "exec(open(" in source or (
-            "sys.argv" in source and "globals()" in source
-        )
-    facts.paths = {text for text in texts if may_be_path(text)}
-    facts.metrics = sorted(found, key=lambda metric: not is_likely_objective(metric))
-    facts.metrics.sort(key=lambda metric: _order(metric, found))
-    facts.packages = sorted(_packages(trees, known))
-    return facts
-
-
-def _order(metric: PrintedMetric, found: list[PrintedMetric]) -> int:
-    """Return the place of a metric among all: find_metrics knows which name is the likeliest."""
-    lines = "".join(f"{each.name}: {NUMBER}\n" for each in found)
-    ranked = [each.name for each in find_metrics(lines)]
-    return ranked.index(metric.name) if metric.name in ranked else len(ranked)
+        assigned = assigned_texts(name, tree, names)
+        texts |= {text_of(node, assigned) for node in ast.walk(tree)}
+    seeds = (
+        f"{name}:{call.lineno}"
+        for name, tree in trees.items()
+        for call in _calls(tree)
+        if _called(call) in _SEEDS
+    )
+    return ScriptFacts(
+        path,
+        modules=[name for name in trees if name != path],
+        packages=sorted(_packages(trees.values(), known)),
+        metrics=metrics,
+        lines=lines,
+        repeated=repeated,
+        arguments=arguments,
+        paths={text for text in texts if may_be_path(text)},
+        configs=configs,
+        config_scripts=config_scripts,
+        reads_seed=any(_READS_SEED.search(_source(root, name)) for name in trees),
+        seed_line=next(seeds, ""),
+    )
 
 
 def documented_commands(root: Path, script: str, tracked: Iterable[str]) -> list[tuple[str, ...]]:
     """Return how pages and shell scripts of the repository start `script`: its arguments each
     time, those of the most frequent first."""
-    seen: dict[tuple[str, ...], int] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
     module = script.removesuffix(".py").replace("/", ".")
     start = re.compile(
         rf"(?:python3?|uv run|accelerate launch)\s+(?:-m\s+{re.escape(module)}|(?:\./)?"
         rf"{re.escape(script)})(?![\w/])([^|>&;#`\n]*)"
     )
-    for path in tracked:
-        name = PurePosixPath(path).name.lower()
-        if not (name.endswith((".md", ".rst", ".sh", ".txt")) or name in ("makefile", "justfile")):
-            continue
-        text = _source(root, path).replace("\\\n", " ")
-        for match in start.finditer(text):
-            try:
-                words = tuple(shlex.split(match[1]))
-            except ValueError:
-                continue
-            if not any(sign in word for word in words for sign in "$<>{}*") and "..." not in words:
-                seen[words] = seen.get(words, 0) + 1
-    return sorted(seen, key=lambda words: -seen[words])
+    for path in filter(_PAGE.search, tracked):
+        for match in start.finditer(_source(root, path).replace("\\\n", " ")):
+            if not re.search(r"[$<{}*]|\.\.\.", match[1]):
+                with suppress(ValueError):
+                    seen[tuple(shlex.split(match[1]))] += 1
+    return [words for words, _ in seen.most_common()]
 
 
-def _modules_of(path: str, tree: ast.Module, known: Collection[str]) -> list[str]:
-    """Return the files of the repository that a file imports."""
-    folder, found = PurePosixPath(path).parent, list[str]()
+def _modules_of(path: str, tree: ast.Module, known: Set[str]) -> Iterator[str]:
+    """Yield the files of the repository that a file imports."""
+    folder = PurePosixPath(path).parent
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            wanted = [(alias.name, 0) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            wanted = [(base, node.level)] if base else []
-            wanted += [(f"{base}.{alias.name}".strip("."), node.level) for alias in node.names]
-        else:
-            continue
-        for name, level in wanted:
-            inside = name.replace(".", "/")
-            above = [folder, *folder.parents][max(level - 1, 0) : max(level, 1)]
-            for place in above if level else (folder, PurePosixPath(), PurePosixPath("src")):
-                for file in (f"{inside}.py", f"{inside}/__init__.py"):
-                    candidate = (place / file).as_posix()
-                    if candidate in known and candidate not in found:
-                        found.append(candidate)
-    return found
-
-
-def _packages(trees: Mapping[str, ast.Module], known: Collection[str]) -> set[str]:
-    """Return what is imported at the top of the files, outside of a `try`, from elsewhere."""
-    found = set()
-    for path, tree in trees.items():
-        local = {PurePosixPath(name).stem for name in known} | {
-            part for name in known for part in PurePosixPath(name).parts[:-1]
-        }
-        for node in tree.body:
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                names = [node.module]
-            else:
+        places = [folder, PurePosixPath(), PurePosixPath("src")]
+        match node:
+            case ast.Import(names=aliases):
+                wanted = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=module, names=aliases, level=level):
+                base = [module] if module else []
+                wanted = [*base, *(".".join([*base, alias.name]) for alias in aliases)]
+                if level:
+                    places = [folder, *folder.parents][level - 1 : level]
+            case _:
                 continue
-            found |= {name.partition(".")[0] for name in names} - local - {path}
-    return found
+        for name in wanted:
+            for place in places:
+                inside = (place / name.replace(".", "/")).as_posix()
+                yield from sorted(known & {f"{inside}.py", f"{inside}/__init__.py"})
+
+
+def _packages(trees: Iterable[ast.Module], known: Iterable[str]) -> set[str]:
+    """Return what is imported at the top of the files, outside of a `try`, from elsewhere."""
+    names: set[str] = set()
+    for node in (node for tree in trees for node in tree.body):
+        match node:
+            case ast.Import(names=aliases):
+                names |= {alias.name for alias in aliases}
+            case ast.ImportFrom(module=str(module), level=0):
+                names.add(module)
+    local = {part for name in known for part in PurePosixPath(name).with_suffix("").parts}
+    return {name.partition(".")[0] for name in names} - local
 
 
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _metrics_of(
-    path: str, tree: ast.Module, looped: Collection[str] = ()
+    trees: Mapping[str, ast.Module], looped: Collection[str] = ()
 ) -> tuple[list[PrintedMetric], dict[str, str], set[str]]:
-    """Return the metrics that a file prints, where, and which of them again and again.
+    """Return the metrics that files print, where, and which of them again and again.
 
     Every call that prints becomes the line that it would print, with a number for each value, and
     is read as a log is.
@@ -313,48 +281,37 @@ def _metrics_of(
     lines: dict[str, str] = {}
     repeated: set[str] = set()
     log = ""
-    for call, in_loop in _calls_in_loops(tree, looped):
-        text, again = _line_of(call)
-        if not text:
-            continue
-        log += f"{text}\n"
-        for metric in find_metrics(f"{text}\n"):
-            lines.setdefault(metric.name, f"{path}:{call.lineno}")
-            if in_loop or again:
-                repeated.add(metric.name)
+    for path, tree in trees.items():
+        for call, in_loop in _calls_in_loops(tree, looped):
+            text, again = _line_of(call)
+            if not text:
+                continue
+            log += f"{text}\n"
+            for metric in find_metrics(text):
+                lines.setdefault(metric.name, f"{path}:{call.lineno}")
+                if in_loop or again:
+                    repeated.add(metric.name)
     return find_metrics(log), lines, repeated
 
 
 def _line_of(call: ast.Call) -> tuple[str, bool]:
     """Return what a call prints, imagined, and whether a framework prints that each epoch."""
-    name = _called(call)
-    words = {keyword.arg: keyword.value for keyword in call.keywords}
+    name, words = _called(call), _words_of(call)
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name == "set_postfix":
-        return " ".join(f"{word}={NUMBER}" for word in words if word), True
-    if name == "evaluate" and not call.args and isinstance(call.func, ast.Attribute):
+        return " ".join(f"{word}={NUMBER}" for word in words), True
+    if name == "evaluate" and owner and not call.args:
         return f"eval_loss: {NUMBER}", True
     if name == "fit" and {"validation_data", "validation_split"} & set(words):
         return f"val_loss: {NUMBER}", True
-    if name not in _PRINTERS or not call.args:
+    if name not in _PRINTERS or not call.args or owner.split(".")[0] in _NO_PRINTERS:
         return "", False
-    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if owner.split(".")[0] in ("wandb", "mlflow", "writer", "np", "math", "torch"):
-        return "", False
-    if owner == "self" and name in ("log", "log_dict"):
-        keys = _keys(call.args[0]) if name == "log_dict" else [_text_of(call.args[0])]
-        return " ".join(f"{key}: {NUMBER}" for key in keys if key), True
-    text = " ".join(_imagined(argument) for argument in call.args)
-    if len(call.args) > 1 and (specs := _SPEC.findall(_imagined(call.args[0]))):
-        text = _SPEC.sub(NUMBER, _imagined(call.args[0])) if "%" in "".join(specs) else text
-    return text, False
-
-
-def _keys(node: ast.expr) -> list[str]:
-    return [_text_of(key) for key in node.keys] if isinstance(node, ast.Dict) else []
-
-
-def _text_of(node: ast.AST | None) -> str:
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    first, *rest = map(_imagined, call.args)
+    if owner == "self" and name == "log":
+        return f"{first}: {NUMBER}", True
+    if rest and _PERCENT.search(first):
+        return _PERCENT.sub(NUMBER, first), False
+    return " ".join([first, *rest]), (owner, name) == ("self", "log_dict")
 
 
 def _imagined(node: ast.expr) -> str:
@@ -365,15 +322,15 @@ def _imagined(node: ast.expr) -> str:
         case ast.JoinedStr(values=parts):
             return "".join(map(_imagined, parts))
         case ast.BinOp(left=left, op=ast.Mod()):
-            return _SPEC.sub(NUMBER, _imagined(left))
+            return _PERCENT.sub(NUMBER, _imagined(left))
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _imagined(left) + _imagined(right)
         case ast.Call(func=ast.Attribute(value=value, attr="format")):
-            return _SPEC.sub(NUMBER, _imagined(value))
+            return _BRACES.sub(NUMBER, _imagined(value))
         case ast.Call(func=ast.Attribute(attr="dumps"), args=[value, *_]):
             return _imagined(value)
         case ast.Dict(keys=keys):
-            return ", ".join(f"'{_text_of(key)}': {NUMBER}" for key in keys if _text_of(key))
+            return ", ".join(f"'{name}': {NUMBER}" for key in keys if (name := text_of(key, {})))
     return NUMBER
 
 
@@ -388,11 +345,16 @@ def _called(call: ast.Call) -> str:
     return ""
 
 
+def _words_of(call: ast.Call) -> dict[str, ast.expr]:
+    """Return the keyword arguments of a call."""
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
 def _calls_in_loops(
-    node: ast.AST, looped: Collection[str] = (), in_loop: bool = False
+    node: ast.AST, looped: Collection[str], in_loop: bool = False
 ) -> Iterator[tuple[ast.Call, bool]]:
     """Yield every call in the order of the file, and whether a loop is around it, or around a call
-    of its function."""
+    of its function: its name is `looped`."""
     for child in ast.iter_child_nodes(node):
         inside = in_loop or isinstance(child, (ast.For, ast.While, ast.AsyncFor))
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -402,59 +364,43 @@ def _calls_in_loops(
         yield from _calls_in_loops(child, looped, inside)
 
 
-def _called_in_loops(trees: Iterable[ast.Module]) -> set[str]:
+def _called_in_loops(trees: Collection[ast.Module]) -> set[str]:
     """Return the names of the functions that loops call, themselves or through others."""
     looped: set[str] = set()
-    before = -1
-    listed = list(trees)
-    while len(looped) > before:
-        before = len(looped)
-        calls = (pair for tree in listed for pair in _calls_in_loops(tree, looped))
-        looped |= {_called(call) for call, in_loop in calls if in_loop} - {""}
-    return looped
+    while True:
+        calls = (pair for tree in trees for pair in _calls_in_loops(tree, looped))
+        more = {_called(call) for call, in_loop in calls if in_loop} - looped
+        if not more:
+            return looped
+        looped |= more
 
 
-# ── arguments, settings, seeds ──────────────────────────────────────────────────────────────
+# ── arguments and settings ──────────────────────────────────────────────────────────────────
 
 
 def _arguments(tree: ast.Module) -> Iterator[Argument]:
     """Yield the arguments of argparse, click, absl, and of dataclasses that a parser is given."""
     for call in _calls(tree):
-        name = _called(call)
-        names = [_text_of(node) for node in call.args if _text_of(node)]
-        if name == "add_argument" and names:
-            words = {keyword.arg: keyword.value for keyword in call.keywords}
+        name, words = _called(call), _words_of(call)
+        names = [text for node in call.args if (text := text_of(node, {}))]
+        if name in ("add_argument", "option", "argument") and names:
             typed = max(names, key=lambda each: each.startswith("--"))
-            required = isinstance(words.get("required"), ast.Constant) and "True" in ast.unparse(
-                words["required"]
-            )
-            if not typed.startswith("-"):
-                nargs = ast.unparse(words["nargs"]) if "nargs" in words else ""
-                required = nargs not in ("'?'", "'*'") and "default" not in words
-            yield Argument(typed, _literal(words.get("default")), required)
-        elif name in ("option", "argument") and names:
-            words = {keyword.arg: keyword.value for keyword in call.keywords}
-            required = (
-                "default" not in words
-                if name == "argument"
-                else "True" in _unparsed(words, "required")
-            )
-            yield Argument(names[0], _literal(words.get("default")), required)
+            required = _literal(words.get("required"))
+            if not typed.startswith("-") and required is None:
+                required = "default" not in words and _literal(words.get("nargs")) not in ("?", "*")
+            yield Argument(typed, _literal(words.get("default")), bool(required))
         elif name.startswith("DEFINE_") and names:
             yield Argument(f"--{names[0]}", _literal(call.args[1] if len(call.args) > 1 else None))
-    if not any(_called(call) == "HfArgumentParser" for call in _calls(tree)):
+    if "HfArgumentParser" not in map(_called, _calls(tree)):
         return
     for node in ast.walk(tree):
-        is_dataclass = isinstance(node, ast.ClassDef) and "dataclass" in " ".join(
-            map(ast.unparse, node.decorator_list)
-        )
-        for line in node.body if is_dataclass and isinstance(node, ast.ClassDef) else ():
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                yield Argument(f"--{line.target.id}", _literal(line.value), line.value is None)
-
-
-def _unparsed(words: Mapping[str | None, ast.expr], name: str) -> str:
-    return ast.unparse(words[name]) if name in words else ""
+        if isinstance(node, ast.ClassDef) and "dataclass" in str(
+            [ast.unparse(each) for each in node.decorator_list]
+        ):
+            for line in node.body:
+                match line:
+                    case ast.AnnAssign(target=ast.Name(id=name), value=value):
+                        yield Argument(f"--{name}", _literal(value), value is None)
 
 
 def _literal(node: ast.expr | None) -> Any:
@@ -464,31 +410,20 @@ def _literal(node: ast.expr | None) -> Any:
         return None
 
 
-def _seed_line(path: str, tree: ast.Module) -> str:
-    for call in _calls(tree):
-        if _called(call) in ("manual_seed", "seed_everything", "set_seed", "seed", "default_rng"):
-            return f"{path}:{call.lineno}"
-    return ""
+def _configs(texts: Iterable[str], script: str) -> set[str]:
+    """Return the files with settings that texts name, seen from the top or from the script."""
+    folders = (PurePosixPath(), PurePosixPath(script).parent)
+    named = (text for text in texts if text.endswith(CONFIG_SUFFIXES) and len(text) < 200)
+    return {(folder / text).as_posix() for text in named for folder in folders}
 
 
-def _config_named(text: str, script: str, tracked: Collection[str]) -> str | None:
-    """Return the tracked file with settings that a text names, seen from the top or the script."""
-    if not text.endswith(CONFIG_SUFFIXES) or len(text) > 200 or "\n" in text:
-        return None
-    for folder in (PurePosixPath(), PurePosixPath(script).parent):
-        path = (folder / text.removeprefix("./")).as_posix()
-        if path in tracked:
-            return path
-    return None
-
-
-def _settings_in(path: Path) -> Any:
+def _settings_in(root: Path, path: str) -> Any:
+    text = _source(root, path)
+    if path.endswith(".toml"):  # Python 3.10 has no tomllib
+        return dict(re.findall(r"^\s*([\w-]+)\s*=\s*\"([^\"\n]*)\"", text, re.MULTILINE))
     try:
-        text = read_bytes(path, MAX_BYTES).decode("utf-8", "replace")
-        if path.suffix == ".toml":
-            return dict(re.findall(r"^\s*([\w-]+)\s*=\s*\"([^\"\n]*)\"", text, re.MULTILINE))
         return yaml.safe_load(text)  # JSON is YAML
-    except (OSError, RecordError, yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
 
 
