@@ -29,6 +29,7 @@ from autohypothesis.engine.reference import catch_up, move_reference, reference_
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
+from autohypothesis.records.bundles import is_of_no_search
 from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
@@ -353,7 +354,7 @@ def _waiting(
     refused: dict[str, AutohypothesisError] = {}
     for experiment_id in run_ids(project.layout):
         run = project.layout.run(experiment_id)
-        if past.of(experiment_id) is not None or not run.result.exists():
+        if past.of(experiment_id) is not None or not run.result.exists() or is_of_no_search(run):
             continue
         try:
             metadata = load(Metadata, run.metadata)

@@ -208,6 +208,18 @@ def uncollected(layout: Layout) -> Iterator[str]:
             yield name
 
 
+def is_of_no_search(run: RunPaths) -> bool:
+    """Return whether another tool made it: it has a valid metadata.json without a tag.
+
+    It is asked of the text first, since a tree that was taken over may have ten thousand such runs.
+    """
+    try:
+        content = read_with_status(run.metadata)[0]
+        return b'"tag"' not in content and bool(canonical(Metadata, content))
+    except (FileNotFoundError, RecordError, ValueError):
+        return False
+
+
 def is_to_be_collected(run: RunPaths) -> bool:
     """Return whether a run that was begun has no result, or one that may be its own.
 

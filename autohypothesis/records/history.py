@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from autohypothesis.errors import SettleError
 from autohypothesis.records import jsonl
-from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.bundles import is_of_no_search, read_decisions
 from autohypothesis.records.files import MTIME_GRANULARITY_NS, FileStamp, file_stamp
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
@@ -251,11 +251,15 @@ class LiveHistory(DecisionHistory):
         self.layout = layout
         self.tag = tag
         self.undecided: set[str] = set()
-        """Experiments with a plan or a run folder and no decision, of whatever tag."""
+        """Experiments with a plan or a run folder and no decision, of whatever tag.
+
+        What another tool made is history, and waits for none.
+        """
         self.version = 0
         """Grows with every decision."""
         self._offset = 0
         self._decided: set[str] = set()
+        self._imported: set[str] = set()
         self._ids: set[tuple[str, str]] = set()
         self._folders: dict[str, tuple[int, list[str]]] = {}
         self._attempts: dict[str, list[int]] = {}
@@ -338,7 +342,12 @@ class LiveHistory(DecisionHistory):
                 self._attempts.setdefault(numbered[1], []).append(int(numbered[2]))
         for numbers in self._attempts.values():
             numbers.sort()
-        self.undecided = names - self._decided
+        self._imported |= {
+            name
+            for name in names - self._decided - self._imported
+            if is_of_no_search(self.layout.run(name))
+        }
+        self.undecided = names - self._decided - self._imported
         return True
 
     def _listed(self, folder: str) -> bool:

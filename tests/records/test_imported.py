@@ -15,7 +15,7 @@ import pytest
 from autohypothesis.fleet.overview.results import from_rows
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import bundles
-from autohypothesis.records.history import best_kept, kept_rows
+from autohypothesis.records.history import LiveHistory, best_kept, kept_rows
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import parse_ledger, refold
 from autohypothesis.records.problems import problem_lines
@@ -224,3 +224,12 @@ def test_commands_show_them_and_no_command_moves_a_reference_by_them(
     statuses = [line.split("\t")[3] for line in (foreign / "results.tsv").read_text().splitlines()]
     assert statuses.count("keep") == 5 and statuses[-1] == "keep"
     assert cli("doctor").stdout.count("records:") == 0
+
+
+def test_no_loop_looks_at_them_as_runs_that_wait_for_a_decision(tree: Any) -> None:
+    tree.bundle("h-t-0001-1", 1.5, tag="t")
+    tree.plan("h-t-0002-1", tag="t")
+    history = LiveHistory(tree.layout, "t")
+    assert history.refresh()
+    assert history.undecided == {"h-t-0001-1", "h-t-0002-1"}
+    assert history.ended() == ["h-t-0001-1"]
