@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from autohypothesis.engine.task_spelling import add_published_sections, spellings_of
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Entry
 from autohypothesis.schema import Clock, Direction, Setting, did_you_mean
@@ -93,8 +92,6 @@ class MutatorConfig(TaskSection):
     overrides: a search over `knobs`. command: a program that has an idea and makes the edit.
     implementer: a program that makes the edit which a hypothesis describes in `instructions`.
     """
-
-    model_config = ConfigDict(json_schema_extra=spellings_of("mutator"))
 
     type: Literal["command", "overrides", "implementer"] = "overrides"
     command: CommandLine | None = None
@@ -174,8 +171,6 @@ class Parse(TaskSection):
 
 class ScorerConfig(TaskSection):
     """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
-
-    model_config = ConfigDict(json_schema_extra=spellings_of("scorer"))
 
     type: Literal["log", "command", "model"] = "log"
     command: CommandLine | None = None
@@ -265,8 +260,6 @@ class Knob(TaskSection):
 
 class TaskFile(TaskSection):
     """The content of a task.yaml."""
-
-    model_config = ConfigDict(json_schema_extra=add_published_sections)
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
     description: str = ""

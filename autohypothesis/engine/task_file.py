@@ -82,7 +82,8 @@ def read_task(path: Path, repository_files: Iterable[str], *, root: Path) -> tup
         source = ""  # it lies outside of the repository
     is_inside = source and data.get("root", "task") == "task"
     folder = PurePosixPath(source).parent if is_inside else PurePosixPath()
-    if ours.from_include and "root" not in data and _only_from_the_top(ours.data, folder, files):
+    is_published = isinstance(data.get("artifacts"), dict)
+    if is_published and "root" not in data and _only_from_the_top(ours.data, folder, files):
         ours.notes.append(
             f"artifacts: nothing matches in {folder}/, so the patterns are read from the top of"
             " the repository, as with `root: repository`"

@@ -7,27 +7,18 @@ reason why it has no effect. Both spellings of one thing in a file are an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Location = tuple[str | int, ...]
 
-RENAMED: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "runner": {
-        "timeout": ("run", "deadline_seconds"),
-        "timeout_seconds": ("run", "deadline_seconds"),
-    },
-    "mutator": {"timeout": ("mutator", "timeout_seconds")},
-    "scorer": {"timeout": ("scorer", "timeout_seconds")},
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "runner": {"timeout": "deadline_seconds", "timeout_seconds": "deadline_seconds"},
+    "mutator": {"timeout": "timeout_seconds"},
+    "scorer": {"timeout": "timeout_seconds"},
 }
-"""Section -> published key -> our section and key. All else in `runner` is called as in `run`."""
-NO_EFFECT = {
-    "logging": "one JSON line for each iteration is always appended to work/results.jsonl",
-    "runner.type": "there is one kind of runner, a command",
-    "constraints": "code does not check a sentence; write METRIC: {hard: LIMIT}, or say it in"
-    " program.md",
-}
+"""Section -> published key -> our key. `runner` is our `run`; all else is called the same."""
 
 
 class TaskProblem(NamedTuple):
@@ -49,14 +40,12 @@ class Respelled:
         data: what the model reads.
         written: our location -> the location in the file, where the two differ.
         notes: what was accepted without an effect, and why.
-        from_include: whether `artifacts` was a mapping with `include`.
     """
 
     data: dict[str, Any]
     written: dict[Location, Location] = field(default_factory=dict)
     problems: list[TaskProblem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    from_include: bool = False
 
     def in_file(self, problem: TaskProblem) -> TaskProblem:
         """Return `problem` at the location that its author wrote."""
@@ -74,19 +63,22 @@ def respelled(data: Mapping[str, Any]) -> Respelled:
         _artifacts(ours, data["artifacts"])
     if isinstance(data.get("constraints"), list):
         _constraints(ours, data["constraints"])
-    for section, keys in RENAMED.items():
+    for section in RENAMED:
         if isinstance(data.get(section), dict):
-            _section(ours, section, keys)
+            _section(ours, section)
     scorer = ours.data.get("scorer")
     if isinstance(data.get("runner"), dict) and isinstance(scorer, dict) and scorer.get("command"):
         scorer.setdefault("cwd", ".")  # a published scorer does not follow the runner
     if "logging" in data:
         del ours.data["logging"]
-        ours.notes.append(f"logging has no effect: {NO_EFFECT['logging']}")
+        ours.notes.append(
+            "logging has no effect: one JSON line for each iteration is always appended to"
+            " work/results.jsonl"
+        )
     return ours
 
 
-def _section(ours: Respelled, section: str, keys: Mapping[str, tuple[str, str]]) -> None:
+def _section(ours: Respelled, section: str) -> None:
     """Move the published keys of one section to where we have them."""
     given: dict[str, Any] = ours.data.pop(section)
     home = "run" if section == "runner" else section
@@ -94,101 +86,50 @@ def _section(ours: Respelled, section: str, keys: Mapping[str, tuple[str, str]])
     if not isinstance(target, dict):
         ours.problems.append(TaskProblem((section,), f"is another name of `{home}`; keep one"))
         return
-    moved = dict(target)
+    moved = ours.data[home] = dict(target)
+    if not target:
+        ours.written[home,] = (section,)
     for key, value in given.items():
-        if f"{section}.{key}" in NO_EFFECT:
-            ours.notes.append(f"{section}.{key} has no effect: {NO_EFFECT[f'{section}.{key}']}")
-            continue
-        _, name = keys.get(key, (home, key))
-        if name in moved or (name != key and name in given):
+        name = RENAMED[section].get(key, key)
+        if (section, key) == ("runner", "type"):
+            ours.notes.append("runner.type has no effect: there is one kind of runner, a command")
+        elif name in moved or (name != key and name in given):
             words = f"is another name of `{home}.{name}`, which is there too; keep one"
             ours.problems.append(TaskProblem((section, key), words))
-            continue
-        moved[name] = value
-        if (section, key) != (home, name):
+        else:
+            moved[name] = value
             ours.written[home, name] = (section, key)
-    ours.data[home] = moved
-    if not target:
-        ours.written.setdefault((home,), (section,))
 
 
 def _artifacts(ours: Respelled, given: Mapping[str, Any]) -> None:
     """Make one list of `include` and `exclude`, whose patterns begin with `!` there."""
-    patterns: list[Any] = []
-    ours.from_include = True
-    for key in ("include", "exclude"):
-        listed = [given[key]] if isinstance(given.get(key), str) else given.get(key) or []
-        if not isinstance(listed, list):
-            ours.problems.append(TaskProblem(("artifacts", key), "is no list of patterns"))
-            continue
-        for index, pattern in enumerate(listed):
-            is_text = key == "exclude" and isinstance(pattern, str)
-            ours.written["artifacts", len(patterns)] = ("artifacts", key, index)
-            patterns.append(f"!{pattern}" if is_text else pattern)
-    if not given.get("include"):
-        ours.problems.append(TaskProblem(("artifacts", "include"), "is missing"))
-        patterns = patterns or ["."]  # said already
-    for key in given:
+    patterns = ours.data["artifacts"] = []
+    for key, listed in given.items():
         if key not in ("include", "exclude"):
             words = "unknown key; `artifacts` has `include` and `exclude`"
             ours.problems.append(TaskProblem(("artifacts", key), words))
-    ours.data["artifacts"] = patterns
+            continue
+        items = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        for index, pattern in enumerate(items):
+            ours.written["artifacts", len(patterns)] = ("artifacts", key, index)
+            patterns.append(f"!{pattern}" if key == "exclude" else pattern)
+    if not given.get("include"):
+        ours.problems.append(TaskProblem(("artifacts", "include"), "is missing"))
 
 
 def _constraints(ours: Respelled, given: list[Any]) -> None:
     """Make a mapping of a list of `{metric: NAME, hard: LIMIT}`."""
-    limits: dict[str, Any] = {}
+    limits = ours.data["constraints"] = {}
     for index, item in enumerate(given):
-        location = ("constraints", index)
+        name = item.get("metric") if isinstance(item, dict) else None
         if isinstance(item, str):
-            ours.notes.append(f"constraint {item!r} has no effect: {NO_EFFECT['constraints']}")
-        elif not isinstance(item, dict) or not isinstance(item.get("metric"), str):
-            words = "is not {metric: NAME, hard: LIMIT}"
-            ours.problems.append(TaskProblem(location, words))
-        elif item["metric"] in limits:
-            words = f"limits {item['metric']} a second time; keep one"
-            ours.problems.append(TaskProblem(location, words))
+            ours.notes.append(
+                f"constraint {item!r} has no effect: code does not check a sentence; write"
+                " METRIC: {hard: LIMIT}, or say it in program.md"
+            )
+        elif not isinstance(name, str) or name in limits:
+            words = f"limits {name} a second time" if name else "is not {metric: NAME, hard: LIMIT}"
+            ours.problems.append(TaskProblem(("constraints", index), words))
         else:
-            limits[item["metric"]] = {name: item[name] for name in item if name != "metric"}
-            ours.written["constraints", item["metric"]] = location
-    ours.data["constraints"] = limits
-
-
-# ── the schema, for editors ─────────────────────────────────────────────────────────────────
-
-
-def spellings_of(section: str) -> Callable[[dict[str, Any]], None]:
-    """Return what adds the published keys of a section to its JSON Schema."""
-
-    def add(schema: dict[str, Any]) -> None:
-        properties = schema["properties"]
-        for key, (home, name) in RENAMED[section].items():
-            properties[key] = {
-                **{word: value for word, value in properties[name].items() if word != "title"},
-                "description": f"The published name of `{home}.{name}`.",
-            }
-
-    return add
-
-
-def add_published_sections(schema: dict[str, Any]) -> None:
-    """Add the published sections and forms of a task file to its JSON Schema."""
-    properties = schema["properties"]
-    ours = {name: properties[name] for name in ("artifacts", "constraints")}
-    patterns = {"type": "array", "items": {"type": "string"}}
-    globs = {
-        "type": "object",
-        "properties": {"include": patterns, "exclude": patterns},
-        "required": ["include"],
-        "additionalProperties": False,
-    }
-    limits = {"type": "array", "items": {"type": ["object", "string"]}}
-    for name, other in (("artifacts", globs), ("constraints", limits)):
-        about = {word: ours[name][word] for word in ("title", "description") if word in ours[name]}
-        own = {word: value for word, value in ours[name].items() if word not in about}
-        properties[name] = {**about, "anyOf": [own, other]}
-    properties["runner"] = {
-        "type": "object",
-        "description": "The published name of `run`; `timeout` is its `deadline_seconds`.",
-    }
-    properties["logging"] = {"description": f"No effect: {NO_EFFECT['logging']}."}
+            limits[name] = {key: value for key, value in item.items() if key != "metric"}
+            ours.written["constraints", name] = ("constraints", index)
