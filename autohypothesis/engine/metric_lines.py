@@ -28,20 +28,29 @@ _NUMBER = (
     r"|nan|[-+]?inf(?:inity)?"
 )
 _UNITS = re.compile(rf"({_NUMBER})\s*(?:ms|s|%|tok/s)?$", re.IGNORECASE)
+_UNIT = r"(?:[nmu\u00b5]?s|secs?|min|h|bits?|bp[bc]|nats?|dB|[KMGT]i?B|(?:tok|it)/s|fps)(?!\w)"
+"""A unit that may follow a number without a space."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-_PAIR = re.compile(r"([A-Za-z_]\w{0,63}):[ \t]*(\S.*)")
+_TYPESET_SPACE = re.compile(r"(?<!\d)[\u00a0\u2007\u2009\u202f]")  # else it parts thousands
+_PAIR = re.compile(r"([^\W\d]\w{0,63}):(?!=)[ \t]*(\S.*)")
 _QUOTES = r"[\"'`*]{0,3}"
 _VALUE = (
     rf"{_QUOTES}(?:[A-Za-z_][\w.]{{0,40}}\()?"  # tensor(
-    rf"({_NUMBER})(?![\w+]|[-./:]\w|,\d|\s{{0,9}}(?:[-=]>|→))"
+    r"(?:\[(?=[^],]{1,64}\]))?"  # [1.0], and not the first of several
+    rf"({_NUMBER})(?:(?={_UNIT})|"
+    r"(?!\w|\+(?!/)|[-./:']\w|[,\u00a0\u2007\u2009\u202f]\d|\s{0,9}(?:[-=]>|→)))"
 )
 _PUBLISHED_VALUE = re.compile(_VALUE, re.IGNORECASE)
-_WORD = r"[A-Za-z_]\w{0,63}(?:[/@.-]\w{1,64}){0,4}"
+_WORD = r"[^\W\d]\w{0,63}(?:[/@.-]\w{1,64}){0,4}"
+_TO_VALUE = (
+    rf"(?:[ \t.]{{0,60}}(?::=|==|[:=|│┃：≈~]|[-=]>|→|(?<=[\"']),){_QUOTES}"
+    rf"|[ \t]?\.{{3,60}}|([ \t]){{1,60}})[ \t]{{0,60}}{_VALUE}"
+)
+_WORDS = re.compile(rf"{_WORD}(?: {_WORD}){{0,2}}")
 _IN_LINE = re.compile(
-    rf"(?<![\w/@.-])({_WORD}(?: {_WORD}){{0,2}})[\"'`*\]]{{0,3}}"  # val_bpb, 'val/bpb', Val BPB
+    rf"(?<![\w/@.-])({_WORDS.pattern})[\"'`*\]]{{0,3}}"  # val_bpb, 'val/bpb', Val BPB
     rf"(?:[ \t]{{0,2}}[(\[][^()\[\]]{{1,24}}[)\]])?"  # (bits)
-    rf"(?:[ \t.]{{0,60}}(?::=|==|[:=|│┃：≈~]|[-=]>|→|(?<=[\"']),){_QUOTES}|([ \t]){{1,60}})"
-    rf"[ \t]{{0,60}}{_VALUE}",
+    rf"{_TO_VALUE}",
     re.IGNORECASE,
 )
 _WORD_FOLLOWS = re.compile(r"[ \t]+[A-Za-z]")
@@ -99,7 +108,8 @@ class MetricValues:
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
-        self.hint = re.split(r"[\W_]+", metric.lower().strip("_ "))[-1]
+        words = re.findall(r"[a-z0-9]+", metric.lower(), re.ASCII)
+        self.hint = words[-1] if words and metric.isascii() else ""
         self.count = 0
         self.texts: dict[float | None, str] = {}
         self._form = _FORMS
@@ -137,7 +147,13 @@ def parse_number(text: str) -> float | None:
 def lines_of(text: str) -> list[str]:
     """Return the whole lines of `text`, without colours, and each cut after 4,096 characters."""
     whole = re.split(r"[\r\n]", text)[:-1]  # what follows the last line end is no line yet
-    return [without_escapes(line[:MAX_LINE]).rstrip() for line in whole]
+    lines = [without_escapes(line[:MAX_LINE]).rstrip() for line in whole]
+    return [line if line.isascii() else _as_typed(line) for line in lines]
+
+
+def _as_typed(line: str) -> str:
+    """Return a line with the spaces and minus signs of a keyboard in place of a typesetter's."""
+    return _TYPESET_SPACE.sub(" ", line).replace("\u2212", "-")
 
 
 def without_escapes(line: str) -> str:
@@ -162,6 +178,9 @@ def occurrences(line: str, metric: str) -> list[Occurrence]:
     if pair is not None and pair[0] == metric:
         number = _PUBLISHED_VALUE.match(pair[1])
         return [Occurrence(0, parse_number(number[1]) if number else None, pair[1])]
+    if not _WORDS.fullmatch(metric):
+        literal = [(1 if at.start() else 0, at[2]) for at in _literal(metric).finditer(line)]
+        return [Occurrence(form, parse_number(text), text) for form, text in literal]
     found = ((_form_of(words, metric), text) for words, text in _found_in(line))
     return [Occurrence(form, parse_number(text), text) for form, text in found if form]
 
@@ -238,6 +257,12 @@ def _listed_name(words: list[str]) -> str:
         return f"{words[-2].lower()}_{words[-1]}" if other else words[-1]
     kept = [word for word in words[-2:] if word.lower() not in _FILLERS] or words[-1:]
     return kept[0] if len(kept) == 1 else "_".join(kept).lower()
+
+
+@lru_cache(maxsize=64)
+def _literal(metric: str) -> re.Pattern[str]:
+    """Return what finds a name that is no words: `accuracy (top-1)`, `R^2`."""
+    return re.compile(rf"(?<![\w/@.-]){re.escape(metric)}[\"'`*]{{0,3}}{_TO_VALUE}")
 
 
 @lru_cache(maxsize=4096)

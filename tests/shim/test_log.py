@@ -241,6 +241,8 @@ WAYS = (
     "│        {n}        │      {v}      │", "**{n}**: {v}", "{n}: {v} (at the end)",
     "{n}: tensor({v}, device='cuda:0')", "{{'{n}': tensor({v})}}", "{n}: np.float64({v})",
     "\x1b[32m{n}: {v}\x1b[0m", "\x1b[1m{n}\x1b[0m: \x1b[36m{v}\x1b[0m", "{n}: {v} bits a byte",
+    "{n}:\u00a0{v}", "{n} ........ {v}", "{n}: [{v}]", "{n}: tensor([{v}])", "{n} := {v}",
+    "{n}: {v}+/-0.02", "{n}: {v}bits",
 )  # fmt: skip
 FORMATS = ("{:.6f}", "{:g}", "{:e}", "{!r}", "{:+.4f}")
 
@@ -270,12 +272,30 @@ def test_a_metric_is_read_in_every_way_that_people_print_it(
     [
         "my_val_bpb: 0.99", "val_bpb_ema=0.99", "best val_bpb: 0.99", "--val_bpb=0.99",
         "saved epoch=1-val_bpb=0.99.ckpt", "to runs/val_bpb=0.99/model.pt", "val_bpb 1/10",
-        "val_bpb: 1.3 -> 1.2", "val_bpb: 0.9.1", "computing val_bpb of 10 files",
+        "val_bpb: 1.3 -> 1.2", "val_bpb: 0.9.1", "val_bpb: 9k",
+        "val_bpb: [0.9, 0.8]", "val_bpb: 1'234.5", "val_bpb: 1\u202f234",
+        "computing val_bpb of 10 files",
         "| epoch | val_bpb |",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_the_metric_is_no_number(line: str) -> None:
     assert parse_summary(f"{line}\n").values in ([], [None])
+
+
+@pytest.mark.parametrize("way", ["{}: 0.5", "INFO:root:{}=0.5", '{{"{}": 0.5}}'])
+@pytest.mark.parametrize(
+    "name",
+    ["accuracy (top-1)", "R^2", "a|b", "F1+", "p(x)", "1st", "loss ↓", "Точность", "精度"],
+)  # fmt: skip
+def test_a_metric_that_is_no_word_is_read_under_its_own_name(way: str, name: str) -> None:
+    reader, other = StreamReader(name), "accuracy (top-5): 9\nR2: 9\nF1: 9\nevalxloss: 9\n"
+    reader.feed(f"{other}{way.format(name)}\n".encode())
+    assert reader.found.values == [0.5]
+    assert parse_summary(f"{other}{way.format(name)}\n", name).metrics[name] == 0.5
+
+
+def test_a_minus_sign_of_a_typesetter_is_one() -> None:
+    assert parse_summary("reward: \u22120.5\n", "reward").values == [-0.5]
 
 
 def test_what_is_printed_beside_the_metric_is_read_with_it() -> None:
