@@ -7,21 +7,21 @@ two runs of one code differ.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, Context
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from autohypothesis.engine.constants import read_constants
-from autohypothesis.engine.environment import absent_modules
+from autohypothesis.engine.environment import absent_modules, resolved
 from autohypothesis.engine.foreign_script import (
     Script,
     ScriptFacts,
@@ -29,7 +29,12 @@ from autohypothesis.engine.foreign_script import (
     find_scripts,
     read_script,
 )
-from autohypothesis.engine.metric_lines import PrintedMetric, find_metrics, is_likely_objective
+from autohypothesis.engine.metric_lines import (
+    PrintedMetric,
+    direction_of,
+    find_metrics,
+    is_likely_objective,
+)
 from autohypothesis.engine.shim import FOREIGN_DEADLINE_S
 from autohypothesis.engine.task import Knob
 from autohypothesis.engine.untracked_files import UntrackedEntry, is_made_by_tools, measured
@@ -51,15 +56,6 @@ _DISTRIBUTIONS = {
     "sklearn": "scikit-learn", "yaml": "pyyaml", "cv2": "opencv-python", "PIL": "pillow",
     "skimage": "scikit-image", "dotenv": "python-dotenv", "lightning_fabric": "lightning",
 }  # fmt: skip
-
-
-class Choices(NamedTuple):
-    """What the user said; None is found."""
-
-    script: str | None = None
-    command: str | None = None
-    metric: str | None = None
-    seconds: float = FOREIGN_DEADLINE_S
 
 
 class Gap(NamedTuple):
@@ -116,27 +112,17 @@ class Findings:
     def task_text(self) -> str:
         """Return the task file, with comments."""
         metric = self.metric or PrintedMetric("val_loss", (), 0, "minimize")
-        others = [each for each in self.facts.metrics if is_likely_objective(each)]
-        words = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(self.facts.path).stem.lower()).strip("-")
+        words = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(self.facts.path).stem.lower())
+        likely = [each.name for each in self.facts.metrics if is_likely_objective(each)]
         page = templates(Path(__file__).parent / "templates").get_template("task.yaml.j2")
         text = page.render(
+            found=self,
             facts=self.facts,
             id=words[:60].strip("-") or "train",
-            description=f"{metric.name} of {self.facts.path}",
-            artifacts=self.artifacts,
-            command=list(self.command),
-            alternatives=[list(words) for words in self.documented[:SHOWN]],
-            cwd=self.cwd,
-            seconds=f"{self.seconds:g}",
-            data=self.data,
-            take=self.take,
             metric=metric,
-            metric_line=self.facts.lines.get(metric.name, ""),
-            others=[each for each in others if each.name != metric.name][:SHOWN],
-            noise=self.noise,
-            min_delta=f"{self.min_delta:g}",
+            others=[name for name in likely if name != metric.name],
             knobs={name: _dumped(knob) for name, knob in self.knobs.items()},
-            values=self.constants,
+            shown=SHOWN,
         )
         return text.rstrip() + "\n"
 
@@ -168,32 +154,27 @@ def _dumped(knob: Knob) -> str:
     return f"{{{', '.join(words)}}}"
 
 
-class Noise(NamedTuple):
-    """How far two runs of one code lie apart, and the smallest gain that can be told from that."""
-
-    difference: float
-    smallest_gain: float
-
-
-def noise_of(first: float, second: float) -> Noise:
-    """Return the noise of a pair of runs; a gain counts from twice their difference on."""
-    difference = abs(first - second)
-    return Noise(difference, _rounded_up(2 * difference))
+def smallest_gain(difference: float) -> float:
+    """Return the smallest gain that counts where two runs of one code differ by `difference`: twice
+    that, rounded up to two digits."""
+    rounding = Context(prec=2, rounding=ROUND_CEILING)
+    return float(rounding.create_decimal(f"{2 * difference:.9g}"))
 
 
-def _rounded_up(value: float) -> float:
-    """Return the next number with two digits."""
-    if value <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.3g}")
-
-
-def examine(repository: Repository, folder: Path, choices: Choices) -> Findings:
+def examine(
+    repository: Repository,
+    folder: Path,
+    *,
+    script: str | None = None,
+    command: str | None = None,
+    metric: str | None = None,
+    seconds: float = FOREIGN_DEADLINE_S,
+) -> Findings:
     """Return what a repository says about its training. Nothing is run or imported.
 
     Args:
         folder: where the user is; scripts are looked for in it.
+        script, command, metric: what the user said; None is found.
 
     Raises:
         TaskError: no file looks like a training, or none of the name that was given.
@@ -203,26 +184,23 @@ def examine(repository: Repository, folder: Path, choices: Choices) -> Findings:
     prefix = "" if below == "." or below.startswith("..") else f"{below}/"
     inside = [path for path in tracked if path.startswith(prefix)]
     scripts = find_scripts(root, inside)
-    words = shlex.split(choices.command) if choices.command else []
-    path = _chosen(
-        choices.script or _script_in(words, prefix, tracked), scripts, inside, repository
-    )
+    words = shlex.split(command or "")
+    script = script or _script_in(words, prefix, tracked)
+    path = _chosen(script, scripts, inside, repository)
     if not (path.endswith(".py") or words):
         raise UsageError(
             f"{path} is no Python file, so it is not known how it is started",
             hint=f"say it: --command 'bash {path}'",
         )
     documented = documented_commands(root, path, tracked)
-    arguments = _arguments_in(words, path) if words else (documented[0] if documented else ())
+    arguments = _arguments_in(words, path) if words else next(iter(documented), ())
     facts = read_script(root, path, tracked, arguments)
     cwd = prefix.rstrip("/") or _folder_of(facts, root)
     python = python_words(root)
     start = (*python, os.path.relpath(path, cwd))
-    metric = _likeliest(facts.metrics)
-    if choices.metric is not None:
-        named = (each for each in facts.metrics if each.name == choices.metric)
-        metric = next(named, PrintedMetric(choices.metric, (), 0, direction_of(choices.metric)))
-    gaps = [*_argument_gaps(facts, arguments), *_package_gaps(facts, python, root)]
+    objective = _likeliest(facts.metrics)
+    if metric is not None:
+        objective = PrintedMetric(metric, (), 0, direction_of(metric))
     return Findings(
         root=root,
         scripts=scripts,
@@ -230,35 +208,25 @@ def examine(repository: Repository, folder: Path, choices: Choices) -> Findings:
         command=tuple(words) or (*start, *arguments),
         documented=[(*start, *other) for other in documented if other != arguments],
         cwd=cwd,
-        metric=metric,
-        take="last" if metric is not None and metric.name in facts.repeated else "only",
-        seconds=choices.seconds,
+        metric=objective,
+        take="last" if objective is not None and objective.name in facts.repeated else "only",
+        seconds=seconds,
         data=list(_data(root, facts, cwd)),
         constants=_constants(root, [path, *facts.config_scripts], arguments),
-        gaps=gaps,
+        gaps=[*_argument_gaps(facts, arguments), *_package_gaps(facts, python, root)],
     )
-
-
-def direction_of(metric: str) -> Any:
-    """Return whether a lower or a higher value is better, as far as a name tells."""
-    printed = find_metrics(f"{metric}: 1.5\n")
-    return printed[0].direction if printed else "minimize"
 
 
 def _likeliest(metrics: Sequence[PrintedMetric]) -> PrintedMetric | None:
     """Return the objective: of held-out text before others, of training last, a loss before an
     accuracy of the same kind."""
-    likely = [metric for metric in metrics if is_likely_objective(metric)]
-    if not likely:
-        return None
 
-    def rank(metric: PrintedMetric) -> tuple[bool, bool]:
+    def rank(metric: PrintedMetric) -> tuple[bool, bool, bool]:
         name = metric.name.lower()
-        return not re.search(r"val|eval|test|dev", name), "train" in name
+        is_held_out = bool(re.search(r"val|eval|test|dev", name))
+        return not is_held_out, "train" in name, metric.direction != "minimize"
 
-    best = min(map(rank, likely))
-    alike = [metric for metric in likely if rank(metric) == best]
-    return next((metric for metric in alike if metric.direction == "minimize"), alike[0])
+    return min(filter(is_likely_objective, metrics), key=rank, default=None)
 
 
 # ── the script and its command ──────────────────────────────────────────────────────────────
@@ -267,38 +235,35 @@ def _likeliest(metrics: Sequence[PrintedMetric]) -> PrintedMetric | None:
 def _chosen(
     named: str | None, scripts: Sequence[Script], inside: Collection[str], repository: Repository
 ) -> str:
-    if named is None and scripts:
-        return scripts[0].path
+    """Return the tracked path of the script that the user named, or of the likeliest one."""
+    root = repository.root
     if named is not None:
-        path = os.path.relpath(os.path.abspath(named), repository.root)
+        path = os.path.relpath(os.path.abspath(named), root)
         path = named.removeprefix("./") if path not in inside else path
         if path in inside:
             return path
-        if (repository.root / path).is_file():
-            raise TaskError(
-                f"{path} is in no commit, and a run has the files of one",
-                hint=f"commit it first: git add {shlex.quote(path)}; git commit -m 'the script'",
+        if not (root / path).is_file():
+            raise UsageError(
+                f"there is no tracked script {named!r}{did_you_mean(named, list(inside))}",
+                hint="name one of: "
+                + (", ".join(each.path for each in scripts[:SHOWN]) or "the files that git tracks"),
             )
-        raise UsageError(
-            f"there is no tracked script {named!r}{did_you_mean(named, list(inside))}",
-            hint="name one of: " + ", ".join([script.path for script in scripts][:SHOWN])
-            if scripts
-            else "name a file that git tracks",
-        )
-    new = [
-        path
-        for path in untracked(repository.root, leave_out=Layout(repository.root).generated_folders)
-        if path.endswith(".py")
-    ]
-    if new:
-        raise TaskError(
-            f"no tracked file looks like a training, and {', '.join(new[:SHOWN])} is in no commit",
-            hint=f"commit the script first: git add {shlex.join(new[:SHOWN])}; git commit -m start",
-        )
+        problem, new = f"{path} is in no commit, and a run has the files of one", [path]
+    elif scripts:
+        return scripts[0].path
+    else:
+        problem = f"no tracked Python file of {root} looks like a training"
+        new = [path for path in _untracked(root) if path.endswith(".py")][:SHOWN]
+        if not new:
+            raise TaskError(problem, hint="name it: --script FILE, or --command 'PROGRAM ...'")
+        problem += f", and {', '.join(new)} is in no commit"
     raise TaskError(
-        f"no Python file of {repository.root} looks like a training",
-        hint="name it: --script FILE, or --command 'PROGRAM ...'",
+        problem, hint=f"commit it first: git add {shlex.join(new)}; git commit -m 'the script'"
     )
+
+
+def _untracked(root: Path) -> list[str]:
+    return list(untracked(root, leave_out=Layout(root).generated_folders))
 
 
 def _script_in(words: Sequence[str], prefix: str, tracked: Collection[str]) -> str | None:
@@ -327,11 +292,10 @@ def python_words(root: Path) -> tuple[str, ...]:
     if (root / ".venv/bin/python").exists():
         return (".venv/bin/python",)
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-        active = os.environ.get(name)
-        if active and Path(active).resolve() != Path(sys.prefix).resolve():
-            python = Path(active, "bin", "python")
-            if python.exists():
-                return (str(python),)
+        active = Path(os.environ.get(name) or sys.prefix)
+        python = active / "bin/python"
+        if active.resolve() != Path(sys.prefix).resolve() and python.exists():
+            return (str(python),)
     return ("python",)
 
 
@@ -344,19 +308,17 @@ def _folder_of(facts: ScriptFacts, root: Path) -> str:
 
 
 def _argument_gaps(facts: ScriptFacts, given: Sequence[str]) -> Iterator[Gap]:
-    words = " ".join(given)
     positions = [word for word in given if not word.startswith("-")]
     lacking = [
-        argument.name
-        for argument in facts.arguments
-        if argument.required
-        and not (argument.name in words if argument.name.startswith("-") else positions)
+        name
+        for name, _, required in facts.arguments
+        if required and not (name in " ".join(given) if name.startswith("-") else positions)
     ]
     if lacking:
+        words = " ".join(name if name.startswith("-") else name.upper() for name in lacking)
         yield Gap(
             f"{facts.path} cannot start without {', '.join(lacking)}",
-            f"python orchestrator.py init --command 'python {facts.path}"
-            f" {' '.join(name if name.startswith('-') else name.upper() for name in lacking)} ...'",
+            f"python orchestrator.py init --command 'python {facts.path} {words} ...'",
             is_choice=True,
         )
 
@@ -365,19 +327,20 @@ def _package_gaps(facts: ScriptFacts, python: Sequence[str], root: Path) -> Iter
     """Yield what the script imports first and its Python lacks. Only that Python is asked."""
     if python[0] == "uv" or not facts.packages:
         return
-    program = str(root / python[0]) if python[0].startswith(".venv") else python[0]
-    program = sys.executable if program == "python" else program
+    program = resolved(python, root)[0]
     try:
         lacking = absent_modules(program, facts.packages)
     except LaunchError as error:
         yield Gap(error.problem, "make the environment of the project")
         return
     if lacking:
-        names = [_DISTRIBUTIONS.get(name, name) for name in lacking]
-        yield Gap(
-            f"{program} has no {', '.join(lacking)}",
-            f"{program} -m pip install {' '.join(names)}",
-        )
+        yield Gap(f"{program} has no {', '.join(lacking)}", _installing(program, lacking))
+
+
+def _installing(python: str, modules: Iterable[str]) -> str:
+    names = (module.partition(".")[0] for module in modules)
+    installer = "uv add" if python == "uv" else f"{python} -m pip install"
+    return f"{installer} {' '.join(_DISTRIBUTIONS.get(name, name) for name in names)}"
 
 
 _MISSING_FILE = re.compile(r"FileNotFoundError: .*?'([^'\n]+)'")
@@ -386,25 +349,19 @@ _MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 def gaps_in_log(log: str, root: Path, found: Findings | None) -> Iterator[Gap]:
     """Yield what the log of a failed run says is missing."""
+    cwd, command = (found.cwd, found.command) if found else (".", ("python",))
     for path in dict.fromkeys(_MISSING_FILE.findall(log)):
-        relative = path if not os.path.isabs(path) else ""
-        cwd = found.cwd if found else "."
-        here = os.path.normpath(os.path.join(cwd, relative))
-        if relative and (root / here).exists():
-            entry = UntrackedEntry(here, 0, False)
+        here = os.path.normpath(os.path.join(cwd, path))
+        if not os.path.isabs(path) and (root / here).exists():
             yield Gap(
                 f"the run needs {path}, which is here and which git does not track",
-                f"run: {{include: ['{entry.pattern}']}} in task.yaml",
+                f"run: {{include: ['{UntrackedEntry(here, 0, False).pattern}']}} in task.yaml",
             )
         else:
             yield Gap(f"there is no {path}", "make it, as the pages of this repository say")
     for module in dict.fromkeys(_MISSING_MODULE.findall(log)):
-        name = module.partition(".")[0]
-        python = found.command[0] if found else "python"
-        if python == "python":
-            python = sys.executable
-        name = _DISTRIBUTIONS.get(name, name)
-        yield Gap(f"the run has no module {module}", f"{python} -m pip install {name}")
+        remedy = _installing(resolved(command, root)[0], [module])
+        yield Gap(f"the run has no module {module}", remedy)
 
 
 # ── data and constants ──────────────────────────────────────────────────────────────────────
@@ -412,25 +369,20 @@ def gaps_in_log(log: str, root: Path, found: Findings | None) -> Iterator[Gap]:
 
 def _data(root: Path, facts: ScriptFacts, cwd: str) -> Iterator[UntrackedEntry]:
     """Yield the untracked files and folders that texts of the script name."""
-    listed = [
-        path
-        for path in untracked(root, leave_out=Layout(root).generated_folders)
-        if not is_made_by_tools(root, path)
-    ]
+    listed = [path for path in _untracked(root) if not is_made_by_tools(root, path)]
     named: dict[str, set[str]] = {}
     for text in facts.paths:
         for folder in {".", cwd}:
             path = os.path.normpath(os.path.join(folder, re.split(r"[*?\[{]", text)[0]))
             first = path.partition("/")[0]
-            if first.startswith(".") or first.lower() in _WRITTEN:
-                continue
-            if matched := set(_named_by(root, path, listed)):
-                named.setdefault(path, set()).update(matched)
+            if not first.startswith(".") and first.lower() not in _WRITTEN:
+                named[path] = set(_named_by(root, path, listed))
+    matched = [path for path, names in named.items() if names]
     exact = {
         name
-        for path, names in named.items()
-        for name in names
-        if not any(other.startswith(f"{path}/") for other in named)
+        for path in matched
+        for name in named[path]
+        if not any(other.startswith(f"{path}/") for other in matched)
     }
     deadline = time.monotonic() + LOOK_S
     for path in sorted(exact):
@@ -440,8 +392,7 @@ def _data(root: Path, facts: ScriptFacts, cwd: str) -> Iterator[UntrackedEntry]:
 def _named_by(root: Path, path: str, listed: Sequence[str]) -> Iterator[str]:
     """Yield what of the untracked `listed` a path names: itself, a part of one, or all below it."""
     for entry in listed:
-        bare = entry.rstrip("/")
-        if bare == path or bare.startswith(f"{path}/"):
+        if entry.rstrip("/") == path or entry.startswith(f"{path}/"):
             yield entry
         elif entry.endswith("/") and path.startswith(entry) and (root / path).exists():
             yield f"{path}/" if (root / path).is_dir() else path
@@ -450,22 +401,17 @@ def _named_by(root: Path, path: str, listed: Sequence[str]) -> Iterator[str]:
 def _constants(root: Path, paths: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Return the constants at the top of scripts that none of the others and no argument sets."""
     found: dict[str, Any] = {}
-    homes: Counter[str] = Counter()
+    left_out = {word.lstrip("-").partition("=")[0] for word in arguments if "=" in word}
     for path in paths:
-        try:
+        with suppress(OSError, ChangeError):
             constants = read_constants((root / path).read_bytes(), path)
-        except (OSError, ChangeError):
-            continue
-        found.update(constants)
-        homes.update(constants.keys())
-    given = {word.lstrip("-").partition("=")[0] for word in arguments if "=" in word}
-    kinds = (bool, int, float, str)
+            left_out |= found.keys() & constants.keys()
+            found |= constants
     return {
         name: value
         for name, value in found.items()
-        if isinstance(value, kinds)
-        and homes[name] == 1
-        and name not in given
+        if isinstance(value, (bool, int, float, str))
+        and name not in left_out
         and not name.startswith("_")
         and name.lower() != "seed"
     }

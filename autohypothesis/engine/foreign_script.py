@@ -61,6 +61,9 @@ class Argument(NamedTuple):
     default: Any = None
     required: bool = False
 
+    def __str__(self) -> str:
+        return self.name if self.default is None else f"{self.name} {self.default}"
+
 
 @dataclass
 class ScriptFacts:

@@ -20,6 +20,7 @@ MAX_VALUES = 8
 WINDOW = 1 << 20
 """Characters at the end of a log in which metrics are listed."""
 
+Direction = Literal["minimize", "maximize"]
 _FORMS = 4
 _MAX_NUMBER = 40  # characters of a number; longer ones are nonsense and slow to convert
 _ABSURD = 1e18
@@ -85,7 +86,7 @@ class PrintedMetric(NamedTuple):
     name: str
     values: tuple[float, ...]
     times: int
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
 
 
 class Occurrence(NamedTuple):
@@ -207,11 +208,16 @@ def find_metrics(text: str) -> list[PrintedMetric]:
             name,
             tuple(known)[-MAX_VALUES:],
             counts[name],
-            "maximize" if _GROWS.search(_alike(name)) else "minimize",
+            direction_of(name),
         )
         for name, known in values.items()
     ]
     return sorted(listed, key=lambda metric: _rank(metric.name))
+
+
+def direction_of(name: str) -> Direction:
+    """Return whether a lower or a higher value is better, as far as the name tells."""
+    return "maximize" if _GROWS.search(_alike(name)) else "minimize"
 
 
 def is_likely_objective(metric: PrintedMetric) -> bool:
