@@ -7,6 +7,7 @@ error messages go through here before anything else is imported.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,12 @@ def shortened(text: str, most: int) -> str:
         return text
     end = most * 2 // 3
     return f"{text[: most - end - 3]} … {text[-end:]}"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of `names` as one text, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def table_text(text: str) -> str:

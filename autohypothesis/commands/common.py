@@ -95,22 +95,23 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
         yield
 
 
-def tell_budget_constants(project: Project) -> None:
-    """Name the constants of the script that buy score with compute: a search that finds its knobs
-    itself leaves them alone."""
+def tell_limits(project: Project) -> None:
+    """Name the limits of program.md that no code holds, and the constants that buy score with
+    compute, which a search that finds its knobs itself leaves alone."""
     from autohypothesis.engine.candidate import python_sources
+    from autohypothesis.fleet.live.charter import unbound_limits
     from autohypothesis.proposers.knobs import budget_constants
 
+    for line in unbound_limits(project.layout):
+        remark(f"note: {line}")
     if project.task.knobs:
         return
     sources = python_sources(project.repository, project.task, project.reference())
     texts = {path: source.decode("utf-8", "replace") for path, source in sources.items()}
     if names := budget_constants(texts):
-        one = len(names) == 1
         remark(
-            f"note: {', '.join(names)} {'buys' if one else 'buy'} score with compute; the search"
-            f" leaves {'it' if one else 'them'} alone unless `knobs` of the task"
-            f" {'names it' if one else 'name them'}"
+            f"note: {', '.join(names)}: this buys score with compute, and is left alone unless"
+            " `knobs` of the task names it"
         )
 
 

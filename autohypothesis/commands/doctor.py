@@ -307,7 +307,6 @@ def _repository(path: Path) -> Iterator[Check]:
         yield Check("repository", "ok", str(project.layout.root))
     yield Check("task", "ok", f"{project.task.id}: {project.task.artifact_words}")
     yield _checkout(project)
-    yield _identity(project)
     yield from _charter(project)
     yield from _data(project)
     yield from _records(project)
@@ -329,17 +328,6 @@ def _checkout(project: Project) -> Check:
         hint = f"if a run needs one, add its line: {line}" if line else "commit what a run needs"
         return Check("checkout", "warning", plain_line(words), plain_line(hint))
     return Check("checkout", "ok", "a run has all files of this folder")
-
-
-def _identity(project: Project) -> Check:
-    """Check who commits here: a fleet's own commits need nobody, a user's do."""
-    from autohypothesis.records.git_call import missing_identity
-
-    if missing := missing_identity(project.layout.root):
-        values = {"user.name": '"Your Name"', "user.email": "you@example.org"}
-        hint = " && ".join(f"git config --global {name} {values[name]}" for name in missing)
-        return Check("git identity", "warning", f"git has no {' and no '.join(missing)}", hint)
-    return Check("git identity", "ok", "git knows who commits")
 
 
 def _charter(project: Project) -> Iterator[Check]:

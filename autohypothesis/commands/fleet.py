@@ -30,7 +30,7 @@ from autohypothesis.commands.common import (
     remark,
     role,
     say,
-    tell_budget_constants,
+    tell_limits,
     telling_what_runs_lack,
 )
 from autohypothesis.errors import LeaseError
@@ -68,7 +68,6 @@ def up(
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.commands.init import fleet_from_nothing, refuse_other_devices
-    from autohypothesis.fleet.live.charter import unbound_limits
     from autohypothesis.fleet.roster.roster import FleetOptions
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.toolbuilder.builder import command_words
@@ -97,9 +96,7 @@ def up(
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
     if not is_ready:
-        tell_budget_constants(project)
-        for line in unbound_limits(layout):
-            remark(f"note: {line}")
+        tell_limits(project)
         ran = _introduce(
             project, manifest, of_search(manifest, proposer, mix=mix, root=layout.root)
         )

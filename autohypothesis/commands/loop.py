@@ -14,7 +14,7 @@ from autohypothesis.commands.common import (
     open_project,
     remark,
     role,
-    tell_budget_constants,
+    tell_limits,
     telling_what_runs_lack,
 )
 
@@ -61,7 +61,6 @@ def run_loop(
     """
     from autohypothesis.commands.progress import shown
     from autohypothesis.engine.project import whole_or_nothing
-    from autohypothesis.fleet.live.charter import unbound_limits
     from autohypothesis.fleet.single_loop import exclusive_search
 
     with role("loop") as stop:
@@ -72,8 +71,6 @@ def run_loop(
             for note in notes:
                 remark(f"note: {note}")
             loop = _loop(project, _proposers(project, proposer, mix), most, description, hours)
-            for line in unbound_limits(project.layout):
-                remark(f"note: {line}")
             with telling_what_runs_lack(project), shown(project.layout, stop) as tick:
                 loop.tick = tick
                 outcome = loop.run(stop)
@@ -108,7 +105,7 @@ def _loop(
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
-        tell_budget_constants(project)
+        tell_limits(project)
     return SingleLoop(
         project,
         proposers,

@@ -40,8 +40,9 @@ def sync(
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
+    from autohypothesis.plain import some_of
     from autohypothesis.records.bundles import uncollected
-    from autohypothesis.records.problems import problem_lines, some_names
+    from autohypothesis.records.problems import problem_lines
 
     repository, layout = opened(repo)
     if watch is not None:
@@ -61,11 +62,11 @@ def sync(
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     say(f"{report.rows} experiments in {layout.ledger}{news}")
     if report.taken:
-        remark(f"taken in, written by hand: {some_names(report.taken)}")
+        remark(f"taken in, written by hand: {some_of(report.taken)}")
     if drawn:
         say(f"picture in {drawn}")
     if report.imported:
-        count, names = len(report.imported), some_names(report.imported)
+        count, names = len(report.imported), some_of(report.imported)
         remark(
             f"{count:,} runs of another tool, shown as it decided and attested by nobody: {names}"
         )

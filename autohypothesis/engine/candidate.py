@@ -38,7 +38,7 @@ from autohypothesis.errors import (
     PreflightError,
     ProgramUnavailableError,
 )
-from autohypothesis.plain import plain, plain_line
+from autohypothesis.plain import plain, plain_line, some_of
 from autohypothesis.records.git import FileChange, Repository, experiment_ref
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.schema import Setting
@@ -552,10 +552,9 @@ def check_candidate(
     """
     outside = [change.path for change in changes if not task.is_artifact(change.path)]
     if outside:
-        rest = f" and {len(outside) - MAX_NAMED} more" if len(outside) > MAX_NAMED else ""
         raise ChangeError(
-            f"{', '.join(outside[:MAX_NAMED])}{rest} may not change; the artifacts of"
-            f" task {task.id} are {task.artifact_words}",
+            f"{some_of(outside, MAX_NAMED)} may not change; the artifacts of task {task.id} are"
+            f" {task.artifact_words}",
             hint="propose a change of those alone",
         )
     odd = [problem for change in changes if (problem := _odd(task, change))]

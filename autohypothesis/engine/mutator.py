@@ -33,6 +33,7 @@ from autohypothesis.errors import (
     ProgramUnavailableError,
     RecordError,
 )
+from autohypothesis.plain import some_of
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_bytes, read_object, write_atomic
 from autohypothesis.records.git import SALVAGE, experiment_ref
@@ -46,7 +47,6 @@ MAX_DIFF = 8_000
 """Bytes of one diff: a program may be a language model, whose context is bounded."""
 EXTRA_ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
 """Files that it leaves in the checkout are its change, so it writes no compiled Python."""
-MAX_NAMED = 4
 
 
 class MutatorError(ChangeError):
@@ -166,7 +166,7 @@ class Mutator:
         deleted = [change.path for change in changes if change.status == "D"]
         with suppress(AutohypothesisError):
             repository.restore(deleted, tree)
-        names = ", ".join(change.path for change in changes[:MAX_NAMED])
+        names = some_of([change.path for change in changes])
         back = " (what was deleted is back)" if deleted else ""
         return [f"or another process changed {names} of your checkout{back}; before: {ref}"]
 

@@ -45,6 +45,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.worker.preparation import STEERING_HINT, violation_by
+from autohypothesis.plain import some_of
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import load_or_none, read_bytes, read_object
@@ -54,7 +55,6 @@ from autohypothesis.records.outcomes import shown_as
 from autohypothesis.records.outputs import refuse_foreign_lines
 from autohypothesis.schema import Decision, Metadata, Plan, finite
 
-MAX_NAMED = 4
 MAX_LOST_ROUNDS = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
 PAUSE_S = 0.25
@@ -78,9 +78,7 @@ def import_user_commits(project: Project) -> Iterator[str]:
     repository = project.repository
     head = repository.head()
     if changed := [change.path for change in repository.changes(head, repository.snapshot_tree())]:
-        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-        named = ", ".join(changed[:MAX_NAMED])
-        yield f"not committed, so no part of this: {named}{more}"
+        yield f"not committed, so no part of this: {some_of(changed)}"
     with locks.hold(project.layout, "settle", doing="following your branch"):
         repair(project)  # a keep whose move a kill has prevented comes first
         reference = project.reference()

@@ -83,22 +83,12 @@ class Proposer(Protocol):
         """
 
 
-@runtime_checkable
-class AskedEarly(Protocol):
-    """A proposer that needs the settings of the reference and no results.
+def is_asked_early(proposer: Proposer) -> bool:
+    """Return its `asked_early`: whether it needs the settings of the reference and no results.
 
-    It is asked while the baseline still trains, so that devices go on at once. Any other waits
-    until that is decided, and the brief tells of it.
+    It is asked while the baseline still trains. Any other waits until that is decided.
     """
-
-    asked_early: bool
-
-
-@runtime_checkable
-class FillsIn(Protocol):
-    """A proposer that may stand in for others: it gets what they leave, and no head start."""
-
-    fills_in: bool
+    return bool(getattr(proposer, "asked_early", False))
 
 
 @runtime_checkable

@@ -54,7 +54,8 @@ class KnobSearch:
         """
         Args:
             mix: share of joint moves while moves of one knob still pay; None: no such moves then.
-            fills_in: it stands in for proposers that a user named; see `proposing.FillsIn`.
+            fills_in: it stands in for proposers that a user named: it gets what they leave, and is
+                not asked while an idle device may still wait for them.
         """
         self._mix = mix
         self.fills_in = fills_in

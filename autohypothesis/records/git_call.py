@@ -203,17 +203,6 @@ def call(
     return answer
 
 
-def missing_identity(folder: Path) -> list[str]:
-    """Return the settings that git lacks for the user's own commits; ours need none."""
-    lines = call("config --get-regexp", (r"^user\.(name|email)$",), folder, accept=(0, 1)).text
-    known = {line.split()[0] for line in lines.splitlines()}
-    return [
-        setting
-        for setting, variable in (("user.name", "NAME"), ("user.email", "EMAIL"))
-        if setting not in known and not os.environ.get(f"GIT_AUTHOR_{variable}")
-    ]
-
-
 def run(
     words: str,
     args: Sequence[str] = (),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from autohypothesis.errors import GitError
+from autohypothesis.plain import some_of
 from autohypothesis.records.files import FileStamp, file_stamp, write_atomic
 from autohypothesis.records.git import Entry, Repository, parse_listing
 from autohypothesis.records.git_call import (
@@ -36,7 +37,6 @@ SUBMODULE = "160000"
 _POINTER = re.compile(
     rb"version https://git-lfs.github.com/spec/v1\n(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n"
 )
-MAX_NAMED = 5
 _OWN = "autohypothesis"
 _LFS_FILES = ":(attr:filter=lfs)"
 _CONVERSIONS = (
@@ -204,11 +204,9 @@ def refuse_absent(paths: Sequence[str], root: Path) -> None:
     """Raise the error about files of git-lfs whose contents are absent, if any are."""
     if not paths:
         return
-    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
     pull = f"run `git lfs pull` in {root}"
     raise GitError(
-        f"{', '.join(paths[:MAX_NAMED])}{more}: the contents are kept by git-lfs, and are not on"
-        " this disk",
+        f"{some_of(paths)}: the contents are kept by git-lfs, and are not on this disk",
         hint=pull if shutil.which("git-lfs") else f"install git-lfs, then {pull}",
     )
 

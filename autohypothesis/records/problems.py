@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from autohypothesis.plain import some_of
 from autohypothesis.records.layout import Place, RunPaths
 
-NAMED = 3
-"""Names that stand for all of one kind."""
 LIMIT = 64 * 1024 * 1024
 """Bytes of problems.json: some 300,000 entries."""
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
@@ -31,15 +30,9 @@ def problem_lines(problems: Iterable[tuple[str, str]]) -> list[str]:
     return [
         f"{paths[0]}: {reason}"
         if len(paths) == 1
-        else f"{len(paths):,} files, {some_names(paths)}: {reason}"
+        else f"{len(paths):,} files, {some_of(paths)}: {reason}"
         for reason, paths in kinds.values()
     ]
-
-
-def some_names(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def entries_in(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -80,7 +80,7 @@ def test_a_loop_names_what_it_leaves_alone(cli: Cli, foreign: Path, git: Git) ->
     (foreign / "train.py").write_text("EPOCHS = 3\nprint('val_bpb:', 2 - EPOCHS / 10)\n")
     git(foreign, "commit", "-qam", "trains for some epochs")
     said = cli("run-loop", "--max", "2").stderr
-    assert "EPOCHS buys score with compute" in said and "`knobs`" in said
+    assert "EPOCHS: this buys score with compute" in said and "`knobs`" in said
     assert len(rows(cli)) == 1, "the baseline alone"
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from autohypothesis.plain import some_of
 from autohypothesis.records.checkouts import moved_worktrees
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
@@ -22,7 +23,7 @@ class Move(NamedTuple):
     """The worktrees that git looks for elsewhere."""
 
     def __str__(self) -> str:
-        names = ", ".join(path.name for path in self.worktrees[:4])
+        names = some_of([path.name for path in self.worktrees])
         links = f"git looks for the worktrees {names} elsewhere" if names else ""
         copied = self.former is not None and self.former.exists()
         came = f"it was {'copied' if copied else 'moved'} here from {self.former}"

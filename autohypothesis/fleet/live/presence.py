@@ -15,6 +15,7 @@ from typing import Any
 
 from autohypothesis import system
 from autohypothesis.errors import AutohypothesisError, FleetError
+from autohypothesis.plain import some_of
 from autohypothesis.records import jsonl
 from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.files import load, load_or_none, write_json
@@ -24,8 +25,6 @@ from autohypothesis.schema import Heartbeat, Manifest, RoleStatus, Worker, Worke
 
 ROLE_LIMIT = 256 * 1024
 HEARTBEAT_LIMIT = 64 * 1024
-SHOWN = 4
-"""Names that a message lists."""
 BEAT_S = 1.0
 _TABLES = ("metrics", "progress", "memory")
 """Fields of an event that a heartbeat repeats."""
@@ -278,12 +277,6 @@ def list_active(layout: Layout) -> list[str]:
 
 def _holders(layout: Layout, *names: str) -> list[str]:
     return [f"{name} ({holder})" for name in names if (holder := held(layout, name))]
-
-
-def some_of(names: list[str]) -> str:
-    """Return the first of `names` as one text, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def users_of(layout: Layout, worker: str, worktree: Path) -> str:

@@ -22,7 +22,7 @@ from autohypothesis.fleet.observer.proposals import (
     current_state,
 )
 from autohypothesis.fleet.observer.search_state import SearchState
-from autohypothesis.fleet.proposing import AskedEarly, Proposer, Situation
+from autohypothesis.fleet.proposing import Proposer, Situation, is_asked_early
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import of_tag
@@ -50,7 +50,7 @@ def strangers(proposers: Sequence[Proposer], queue: Queue) -> list[Proposer]:
     return [
         proposer
         for proposer in proposers
-        if proposer.name not in known and not isinstance(proposer, AskedEarly)
+        if proposer.name not in known and not is_asked_early(proposer)
     ]
 
 

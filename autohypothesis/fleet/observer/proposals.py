@@ -27,7 +27,7 @@ from autohypothesis.errors import (
 )
 from autohypothesis.fleet.live.steering import current_steering
 from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
-from autohypothesis.fleet.proposing import AskedEarly, FillsIn, Proposer, Situation, Stoppable
+from autohypothesis.fleet.proposing import Proposer, Situation, Stoppable, is_asked_early
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.plain import shortened
 from autohypothesis.records.history import LiveHistory
@@ -109,16 +109,16 @@ class ProposerPool:
             return None
         now, asked_at = monotonic(), float("-inf")
         for name, member in self._members.items():
-            if not has_results and not isinstance(member.proposer, AskedEarly):
+            if not has_results and not is_asked_early(member.proposer):
                 return None
             if member.thinks:
                 if not device_idle:
                     return None
                 asked_at = member.asked_at
-            elif member.next_attempt_at <= now:
-                fills_in = isinstance(member.proposer, FillsIn) and member.proposer.fills_in
-                if not fills_in or now - asked_at >= THINKING_S:
-                    return name
+            elif member.next_attempt_at <= now and (
+                now - asked_at >= THINKING_S or not getattr(member.proposer, "fills_in", False)
+            ):
+                return name
         return None
 
     def ask(self, name: str, situation: Situation, count: int) -> None:

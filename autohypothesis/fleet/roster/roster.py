@@ -34,7 +34,6 @@ from autohypothesis.fleet.live.presence import (
     read_manifest,
     refuse_another_machine,
     refuse_beside_loop,
-    some_of,
     users_of,
 )
 from autohypothesis.fleet.live.quarantine import device_kind
@@ -45,6 +44,7 @@ from autohypothesis.fleet.roster.devices import choose, device_users
 from autohypothesis.fleet.roster.worktrees import Worktrees, left_reference, worker_branch
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
+from autohypothesis.plain import some_of
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import best_kept, first_baseline, of_tag
