@@ -51,7 +51,7 @@ MAX_SETTINGS, MAX_CONSTRAINTS, MAX_NOTES, MAX_QUESTIONS = 5_000, 3_000, 4_000, 2
 MAX_OPEN, MAX_FINDINGS, MAX_FEED_LINES = 9_000, 7_500, 6_000
 MAX_KEEPS, MAX_CRASHES, MAX_DISCARDS = 20, 8, 20
 """Findings of each kind."""
-MAX_NEAR_MISSES = 5
+MAX_NEAR_MISSES = MAX_DAMAGED = 5
 LINE, TITLE = 300, 160
 """Characters of a line (a note, a constraint, a direction), of a finding's title."""
 REMEDY = (
@@ -105,21 +105,20 @@ class BriefPublisher:
             LockError: another process has published for half a minute.
             RecordError: the disk is full.
         """
-        layout, queue = self._project.layout, self._queue
-        words = noise_words(noise or {})
+        words, queue = noise_words(noise or {}), self._queue
         told = [*([f"noise: {words}"] if words else []), *notes]
         own = of_tag(rows, queue.tag)
-        told += [
-            f"near miss: {each.experiment_id} ({each.title}): {each.compared.near_miss}"
-            for each in near_misses(own)[:MAX_NEAR_MISSES]
-        ]
-        sources = BriefSources(
-            own, steering, dict(settings), told, others, queue.placed(), queue.done()
+        return self.write(
+            BriefSources(own, steering, dict(settings), told, others, queue.placed(), queue.done())
         )
+
+    def write(self, sources: BriefSources) -> bool:
+        """Write the brief from its sources, as `publish` does."""
+        layout = self._project.layout
         path = str(layout.brief)
         if sources == self._sources and file_stamp(path) == self._written:
             return False
-        brief = compose_brief(self._project, sources, queue.problems[:5])
+        brief = compose_brief(self._project, sources, self._queue.problems)
         with hold(layout, "brief", doing="publishing the brief"):
             self.brief = self._write(brief)
         self._sources, self._written = sources, file_stamp(path)
@@ -145,7 +144,11 @@ def _undated(brief: Brief) -> dict[str, Any]:
 def compose_brief(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:
     """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
     steering, earlier = sources.steering, carried(project.layout)[0]
-    damaged = (f"{problem.path} {problem.reason}" for problem in problems)
+    near = (
+        f"near miss: {each.experiment_id} ({each.title}): {each.compared.near_miss}"
+        for each in near_misses(sources.rows)[:MAX_NEAR_MISSES]
+    )
+    damaged = (f"{problem.path} {problem.reason}" for problem in problems[:MAX_DAMAGED])
     brief = Brief(
         generated_at=now(),
         repository=cut(str(project.layout.root), 1_000),
@@ -154,7 +157,7 @@ def compose_brief(project: Project, sources: BriefSources, problems: Sequence[Pr
         current_config=_fitting(sources.settings, MAX_SETTINGS),
         best_result=_best(sources.rows),
         open_questions=_fit(_lines(steering.directions), MAX_QUESTIONS),
-        notes=_fit(_lines((*sources.notes, *damaged)), MAX_NOTES),
+        notes=_fit(_lines((*sources.notes, *near, *damaged)), MAX_NOTES),
     )
     if sources.others is not None:
         brief.others = _heard(sources.others)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autohypothesis.engine.candidate import settings_of
 from autohypothesis.engine.project import Project
@@ -58,42 +57,31 @@ def situation_now(project: Project, queue: Queue) -> Situation:
     """Return the situation that a proposer is asked in, with the brief as it was last written."""
     state = current_state(project)
     written = load_or_none(Brief, project.layout.brief)
-    return state.situation(queue, written or _brief_of(project, queue, state))
+    return state.situation(queue, written or brief_now(project, queue))
 
 
 def brief_now(project: Project, queue: Queue) -> Brief:
     """Return the brief as it would be written now; nothing is written."""
-    return _brief_of(project, queue, current_state(project))
+    return compose_brief(project, _sources(project, queue, current_state(project)), queue.problems)
 
 
-def _settings_of(project: Project) -> dict[str, Any]:
-    found = settings_of(project.repository, project.task, project.reference())
-    return {name.upper(): value for name, value in found.items()}  # as a run's settings are told
-
-
-def _brief_of(project: Project, queue: Queue, state: SearchState) -> Brief:
-    sources = BriefSources(
-        of_tag(read_ledger(project.layout), queue.tag), state.steering,
-        state.reference.settings or _settings_of(project), [], None, queue.placed(), queue.done(),
-    )  # fmt: skip
-    return compose_brief(project, sources, queue.problems)
-
-
-def _write_brief(project: Project, queue: Queue, state: SearchState) -> None:
-    BriefPublisher(project, queue).publish(
-        rows=[dict(row) for row in of_tag(read_ledger(project.layout), project.tag)],
-        steering=state.steering,
-        settings=state.reference.settings or {},
-    )
+def _sources(project: Project, queue: Queue, state: SearchState) -> BriefSources:
+    settings = state.reference.settings
+    if settings is None:
+        written = settings_of(project.repository, project.task, project.reference())
+        settings = {name.upper(): value for name, value in written.items()}
+    rows = of_tag(read_ledger(project.layout), queue.tag)
+    return BriefSources(rows, state.steering, settings, [], None, queue.placed(), queue.done())
 
 
 def introduce(project: Project, queue: Queue, proposer: Proposer, count: int) -> Introduction:
     """Ask a proposer for `count` ideas, wait for its answer, and queue what can be run."""
     state, pool = current_state(project), ProposerPool([proposer])
     intake = ProposalIntake(project.task, queue, pool, state=state)
-    _write_brief(project, queue, state)
-    situation, started = situation_now(project, queue), time.monotonic()
-    answer = answer_of(proposer, situation, count)
+    publisher = BriefPublisher(project, queue)
+    publisher.write(_sources(project, queue, state))
+    started = time.monotonic()
+    answer = answer_of(proposer, state.situation(queue, publisher.brief), count)
     seconds = time.monotonic() - started
     lines = intake.take(answer)
     return Introduction(proposer.name, seconds, intake.proposed, answer.problem, lines)
