@@ -162,8 +162,7 @@ def _cancel_and_collect(project: Project, executor: Executor, experiment_id: str
 def forget(project: Project, experiment_id: str) -> None:
     """Take back the plan of an experiment that was never begun; its id stays taken."""
     shutil.rmtree(project.layout.run(experiment_id).folder, ignore_errors=True)
-    project.layout.plan_page(experiment_id).unlink(missing_ok=True)
-    project.layout.plan(experiment_id).unlink(missing_ok=True)
+    ids.forget_plan(project.layout, experiment_id)
 
 
 def follow(

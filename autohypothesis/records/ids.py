@@ -83,8 +83,12 @@ def allocate_experiment(
 
     Args:
         taken: ids seen elsewhere, `refs/experiments/` above all.
-        plan: makes the plan of the id that it is given; what it raises leaves nothing behind.
+        plan: makes the plan of the id that it is given.
         page: makes the plan's page for people, `plans/<id>.md`.
+
+    Raises:
+        UnwritableError: the plan or its page cannot be written. As after what `plan` or `page`
+            raises, nothing is left behind.
     """
     stem = experiment_stem(hypothesis_id)
     with hold(layout, "ids", doing=f"an id for an experiment of {hypothesis_id}"):
@@ -92,10 +96,22 @@ def allocate_experiment(
         number = max(_numbers(stem, known), default=0) + 1
         experiment_id = checked_id(f"{stem}-{number}")
         document, text = plan(experiment_id), page(experiment_id) if page else None
-        if text is not None:
-            write_atomic(layout.plan_page(experiment_id), text, durable=False)
-        write_json(layout.plan(experiment_id), document)
+        # The plan before its page: recovery after a kill finds an attempt by its plan.
+        try:
+            write_json(layout.plan(experiment_id), document)
+            if text is not None:
+                write_atomic(layout.plan_page(experiment_id), text, durable=False)
+        except BaseException:
+            with suppress(OSError):  # what was wrong first is what is told
+                forget_plan(layout, experiment_id)
+            raise
     return experiment_id
+
+
+def forget_plan(layout: Layout, experiment_id: str) -> None:
+    """Remove a plan and its page, if they exist; a kill in between leaves the plan to find."""
+    layout.plan_page(experiment_id).unlink(missing_ok=True)
+    layout.plan(experiment_id).unlink(missing_ok=True)
 
 
 def _numbers(stem: str, names: Iterable[str]) -> Iterator[int]:

@@ -412,6 +412,23 @@ def test_any_schedule_ends_every_hypothesis_exactly_once() -> None:
     drive(examples=12, steps=30)
 
 
+@pytest.mark.parametrize("fault", [Fault("kill", "replace", 0, True), Fault("full", "open", 0)])
+def test_a_plan_that_was_cut_off_is_taken_back_with_its_page(fault: Fault) -> None:
+    """Whichever of the files that a worker writes until its run begins is the last one."""
+    kept = set()
+    for nth in range(1, 9):
+        machine = FleetRules()
+        try:
+            machine.start()
+            machine.world.observe()
+            for name in WORKERS:
+                machine.world.work(name, fault._replace(nth=nth))
+            kept.add("".join(sorted(path.suffix for path in machine.layout.plans.glob("[!.]*"))))
+        finally:
+            machine.teardown()
+    assert kept == {"", ".json.md"} | ({".json"} if fault.how == "kill" else set())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_schedules_end_every_hypothesis_exactly_once() -> None:
