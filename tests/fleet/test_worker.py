@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -521,16 +521,18 @@ def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
 ) -> None:
     monkeypatch.setattr(worker, "HELD_S", 0.5)
     names = floor.propose(2)
-    with floor.working():
-        with stranger():
+    with ExitStack() as held:
+        held.enter_context(stranger())
+        with floor.working():
             until(lambda: "/somebody/else" in floor.seen().notes)
             until(lambda: len(floor.jobs.pending()) == 2)
             until(lambda: floor.seen().state == "benched")
             assert not floor.layout.plans.exists(), "nothing is burnt"
-        until(lambda: floor.seen().state == "idle")
-        for name in names:
-            floor.jobs.dispatch(name, NAME)
-        until(lambda: floor.is_done(*names))
+            held.close()
+            until(lambda: floor.seen().state == "idle")
+            for name in names:
+                floor.jobs.dispatch(name, NAME)
+            until(lambda: floor.is_done(*names))
 
 
 def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
@@ -539,11 +541,13 @@ def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
     """The device is taken between the preparation and the start."""
     (name,) = floor.propose()
     monkeypatch.setattr(worker, "device_problem", lambda _: None)
-    with floor.working():
-        with stranger():
+    with ExitStack() as held:
+        held.enter_context(stranger())
+        with floor.working():
             until(lambda: "/somebody/else" in floor.seen().notes)
             assert not floor.is_done(name)
-        until(lambda: floor.is_done(name))
+            held.close()
+            until(lambda: floor.is_done(name))
     assert floor.runs_of(name) == [f"{name}-1"]
 
 
