@@ -86,12 +86,11 @@ class Gpu(NamedTuple):
     def is_named(self, word: str) -> bool:
         """Return whether a number, a UUID, the beginning of one, or the older name of a MIG device
         is its."""
-        if word == self.number:
-            return True
-        if not word.upper().startswith(("GPU-", "MIG-")):
-            return False
-        names = (self.uuid, self.alias) if self.mig is not None else (self.uuid,)
-        return any(name.lower().startswith(word.lower()) for name in names if name)
+        names = [name.lower() for name in (self.uuid, self.alias) if name]
+        is_uuid = word.upper().startswith(("GPU-", "MIG-"))
+        return word == self.number or (
+            is_uuid and any(name.startswith(word.lower()) for name in names)
+        )
 
 
 def all_gpus(
@@ -156,12 +155,9 @@ def _masked(found: list[Gpu], environ: Mapping[str, str] | None) -> list[Gpu]:
         return found
     chosen: list[Gpu] = []
     for word in map(str.strip, mask.split(",")):
-        matching = mig_devices_of(word, found)
-        if not matching and ":" not in word:  # `1:0` is a name of ours
-            matching = [gpu for gpu in found if gpu.is_named(word)]
-        if len({gpu.parent or gpu.uuid for gpu in matching}) != 1:
-            break
-        if word.startswith("MIG-") and len(matching) > 1:
+        parts = mig_devices_of(word, found)  # `1:0` is a name of ours, which CUDA does not know
+        matching = parts or [gpu for gpu in found if ":" not in word and gpu.is_named(word)]
+        if len({gpu.parent for gpu in parts} or matching) != 1:
             break
         chosen += [gpu for gpu in matching if gpu not in chosen]
     return chosen
@@ -191,8 +187,6 @@ def _is_in_mig_mode(nvml: Any, handle: Any) -> bool:
     """Return whether the GPU is divided now; a mode that waits for a reset does not count."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    except AttributeError:
-        return False  # an older pynvml
     except nvml.NVMLError as error:
         if getattr(error, "value", None) in _LOST:
             raise
@@ -213,10 +207,12 @@ def _mig_devices(nvml: Any, handle: Any, gpu: Gpu, measured: bool) -> Iterator[G
         count += 1
         slice_ = Gpu(index=gpu.index, mig=number, parent=gpu.uuid)
         try:
+            gi = nvml.nvmlDeviceGetGpuInstanceId(inner)
+            ci = nvml.nvmlDeviceGetComputeInstanceId(inner)
             slice_ = slice_._replace(
                 uuid=nvml.nvmlDeviceGetUUID(inner),
                 name=_mig_name(nvml, inner, gpu.name),
-                alias=_older_name(nvml, inner, gpu.uuid),
+                alias=f"MIG-{gpu.uuid}/{gi}/{ci}",
             )
             yield _read(nvml, inner, slice_, measured)
         except nvml.NVMLError as error:
@@ -230,23 +226,8 @@ def _mig_name(nvml: Any, handle: Any, whole: str) -> str:
     name = str(nvml.nvmlDeviceGetName(handle))
     if " MIG " in name:
         return name
-    try:
-        size = nvml.nvmlDeviceGetAttributes(handle)
-        profile = f"{size.gpuInstanceSliceCount}g.{round(size.memorySizeMB / 1024)}gb"
-    except (nvml.NVMLError, AttributeError):
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle).total / MIB
-        profile = f"{round(memory / 1024)}gb"
-    return f"{whole} MIG {profile}"
-
-
-def _older_name(nvml: Any, handle: Any, whole: str) -> str:
-    """Return `MIG-GPU-UUID/GI/CI`, as drivers before R470 and older job systems name it."""
-    try:
-        gi = nvml.nvmlDeviceGetGpuInstanceId(handle)
-        ci = nvml.nvmlDeviceGetComputeInstanceId(handle)
-    except (nvml.NVMLError, AttributeError):
-        return ""
-    return f"MIG-{whole}/{gi}/{ci}"
+    size = nvml.nvmlDeviceGetAttributes(handle)
+    return f"{whole} MIG {size.gpuInstanceSliceCount}g.{round(size.memorySizeMB / 1024)}gb"
 
 
 def mig_devices_of(word: str, gpus: Sequence[Gpu]) -> list[Gpu]:
