@@ -50,6 +50,12 @@ class Report:
         """Print a line at once."""
         self.say(f"{name:<12} {text}")
 
+    def lacks(self, what: str, remedy: str) -> None:
+        """Note what is missing, and what adds it."""
+        from autohypothesis.engine.first_task import Gap
+
+        self.gaps.append(Gap(what, remedy))
+
 
 @app.command("init")
 def init(
@@ -189,9 +195,12 @@ def _write(report: Report, found: Findings) -> None:
     """Write the task file: a new one, or the one that this call wrote, with better findings."""
     from autohypothesis.records.files import write_atomic
 
-    known = report.found.task_text() if report.written and report.found else None
-    if known is None or report.file.read_text(encoding="utf-8") == known:
-        write_atomic(report.file, found.task_text().encode())
+    text = found.task_text().encode()
+    if not report.written:
+        with report.file.open("xb") as file:  # a file that appeared meanwhile stays
+            file.write(text)
+    elif report.found and report.file.read_bytes() == report.found.task_text().encode():
+        write_atomic(report.file, text)
     report.found, report.written = found, True
 
 
@@ -276,23 +285,23 @@ def _corrected(report: Report, project: Project, made: Outcome) -> Findings | No
 
 def _explain(report: Report, project: Project, made: Outcome) -> None:
     """Show the end of the log of a run without a score, and what it says is missing."""
-    from autohypothesis.engine.first_task import Gap, gaps_in_log
+    from autohypothesis.engine.first_task import gaps_in_log
     from autohypothesis.engine.logs import read_tail
 
     log = read_tail(str(project.layout.run(made.experiment_id).log), 1 << 16)
     for line in log.splitlines()[-TAIL_LINES:]:
         report.tell("", line)
-    gaps = list(gaps_in_log(log, report.root, report.found))
+    report.gaps += gaps_in_log(log, report.root, report.found)
     if made.result.failure_kind == "timeout":
-        gaps.append(Gap("a run takes longer than its limit", "init --seconds N, or fewer steps"))
-    report.gaps += gaps or [
-        Gap("the baseline has no score", f"python orchestrator.py show {made.experiment_id}")
-    ]
+        report.lacks("a run takes longer than its limit", "init --seconds N, or fewer steps")
+    if not report.gaps:
+        show = f"python orchestrator.py show {made.experiment_id}"
+        report.lacks("the baseline has no score", show)
 
 
 def _measure(report: Report, project: Project, noise: float) -> None:
     """Say what two runs of one code differ by, and write the threshold where the file is ours."""
-    from autohypothesis.engine.first_task import Gap, smallest_gain
+    from autohypothesis.engine.first_task import smallest_gain
 
     report.noise = noise
     report.smallest_gain = gain = smallest_gain(noise)
@@ -300,7 +309,7 @@ def _measure(report: Report, project: Project, noise: float) -> None:
     if not noise:
         report.tell("noise", f"none seen: both runs have the same {objective.metric}")
         if report.found and not report.found.facts.reads_seed:
-            report.gaps.append(_seed_gap(report.found.facts))
+            _tell_seed(report, report.found.facts)
         return
     report.tell("noise", f"{noise:.3g} between two runs of the same code")
     report.tell("smallest gain", f"{gain:g}: twice that; two runs tell it roughly")
@@ -309,22 +318,19 @@ def _measure(report: Report, project: Project, noise: float) -> None:
         _write(report, replace(report.found, min_delta=gain, noise=words))
         report.tell("wrote", f"min_delta {gain:g} in {report.file.name}")
     elif objective.min_delta < gain:
-        report.gaps.append(
-            Gap(
-                f"min_delta {objective.min_delta:g} is under the noise",
-                f"objective: {{min_delta: {gain:g}}} in {report.file.name}",
-            )
+        report.lacks(
+            f"min_delta {objective.min_delta:g} is under the noise",
+            f"objective: {{min_delta: {gain:g}}} in {report.file.name}",
         )
 
 
-def _seed_gap(facts: ScriptFacts) -> Gap:
-    from autohypothesis.engine.first_task import Gap
-
+def _tell_seed(report: Report, facts: ScriptFacts) -> None:
+    """Note where the script would read its seed."""
     where, default = f"in {facts.seed_line or facts.path}", 0
     for argument in facts.arguments:
         if argument.name == "--seed":
             where, default = "as the default of --seed", argument.default or 0
-    return Gap(
+    report.lacks(
         f"{facts.path} reads no SEED, so every run draws the same numbers and what chance does is"
         " not seen",
         f"int(os.environ.get('SEED', {default})) {where}",
@@ -338,7 +344,6 @@ def _finish(report: Report, folder: Path) -> None:
     """Note what is missing, and the next command."""
     import shlex
 
-    from autohypothesis.engine.first_task import Gap
     from autohypothesis.proposers.knobs import discovered
     from autohypothesis.records.git import Repository
 
@@ -346,13 +351,11 @@ def _finish(report: Report, folder: Path) -> None:
     if file.exists() and not Repository(report.root).tracks(file):
         git = f"git -C {shlex.quote(str(report.root))}"
         remedy = f"{git} add {file.name}; {git} commit -m 'the task'"
-        report.gaps.append(Gap(f"{file.name} is in no commit", remedy))
+        report.lacks(f"{file.name} is in no commit", remedy)
     if found is not None and not (found.knobs or discovered(found.sources())):
-        report.gaps.append(
-            Gap(
-                f"{found.facts.path} has no numbers at its top, which `search` turns",
-                "name a program that has ideas: --proposer command:PROGRAM",
-            )
+        report.lacks(
+            f"{found.facts.path} has no numbers at its top, which `search` turns",
+            "name a program that has ideas: --proposer command:PROGRAM",
         )
     command = "init"
     if file.exists():

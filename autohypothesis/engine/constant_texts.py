@@ -19,7 +19,7 @@ def assigned_texts(path: str, tree: ast.Module, known: Mapping[str, str]) -> dic
 
     A name that is `known` keeps its text: a configuration or an argument replaces it.
     """
-    names = {"__file__": path, **known}
+    names = {**known, "__file__": path}
     for node in ast.walk(tree):
         match node:
             case (

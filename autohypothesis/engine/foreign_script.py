@@ -12,7 +12,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Argument(NamedTuple):
         return self.name if self.default is None else f"{self.name} {self.default}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ScriptFacts:
     """What one script, and the modules of its repository that it imports, say.
 
@@ -84,17 +84,17 @@ class ScriptFacts:
     """
 
     path: str
-    modules: list[str] = field(default_factory=list)
-    packages: list[str] = field(default_factory=list)
-    metrics: list[PrintedMetric] = field(default_factory=list)
-    lines: dict[str, str] = field(default_factory=dict)
-    repeated: set[str] = field(default_factory=set)
-    arguments: list[Argument] = field(default_factory=list)
-    paths: set[str] = field(default_factory=set)
-    configs: list[str] = field(default_factory=list)
-    config_scripts: list[str] = field(default_factory=list)
-    reads_seed: bool = False
-    seed_line: str = ""
+    modules: list[str]
+    packages: list[str]
+    metrics: list[PrintedMetric]
+    lines: dict[str, str]
+    repeated: set[str]
+    arguments: list[Argument]
+    paths: set[str]
+    configs: list[str]
+    config_scripts: list[str]
+    reads_seed: bool
+    seed_line: str
 
 
 # ── which script ────────────────────────────────────────────────────────────────────────────

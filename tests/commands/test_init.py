@@ -311,6 +311,19 @@ def test_the_likeliest_script_comes_first(tmp_path: Path) -> None:
     assert found[:2] == ["train.py", "lib/loop.py"] and "setup.py" not in found
 
 
+def test_a_path_is_put_together_from_the_folder_of_the_script_and_its_settings(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "tiny.py").write_text("name = 'tiny'\n")
+    (tmp_path / "pkg/train.py").write_text(
+        "from pathlib import Path\nHERE = Path(__file__).parent\nname = 'large'\n"
+        "open(HERE / 'data' / f'{name}.bin')\n"
+    )
+    facts = read_script(tmp_path, "pkg/train.py", ["pkg/train.py", "tiny.py"], ["tiny.py"])
+    assert "pkg/data/tiny.bin" in facts.paths and "pkg/data/large.bin" not in facts.paths
+
+
 NAMES = st.sampled_from(["val_loss", "test accuracy", "eval/f1", "val bpb", "Dev PPL", "rmse"])
 WAYS = st.sampled_from(
     [
