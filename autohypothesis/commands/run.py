@@ -103,6 +103,7 @@ def run_experiment(
     experiment is decided. Example: `orchestrator.py run-experiment --replicate h-nov20-0001-1`
     """
     from autohypothesis.commands.progress import ProgressWatch
+    from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import runner
     from autohypothesis.engine.experiment import Experiment
     from autohypothesis.engine.project import whole_or_nothing
@@ -131,8 +132,12 @@ def run_experiment(
         project = project.with_tag(tag)
         change = _change(project, project.repository.checkout_at(repo), changes, with_edits)
         experiment = Experiment(change, title=description, seed=seed)
-        with telling_what_runs_lack(project):
-            finished = runner.run(project, experiment, watch=ProgressWatch())
+        try:
+            with telling_what_runs_lack(project):
+                finished = runner.run(project, experiment, watch=ProgressWatch())
+        except KeyboardInterrupt:
+            refresh(project.layout)  # the cancelled run is counted at once
+            raise
     _print_line(project, finished, log)
     _after(project, finished, settle)
 

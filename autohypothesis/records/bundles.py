@@ -416,9 +416,21 @@ def canonical(model: type[BaseModel], content: bytes) -> Document:
 
 
 def canonical_value(model: type[BaseModel], value: object) -> Document:
-    """Return the canonical document of a value that is parsed already."""
-    made = validated(model, value)
+    """Return the canonical document of a value that is parsed already.
+
+    A null where the model has none is an absent field: other tools write it so.
+    """
+    try:
+        made = validated(model, value)
+    except ValueError:
+        made = validated(model, _without_nulls(value))
     return {**_absent(model), **made.model_dump(mode="json")}
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return value
 
 
 def plain_object(content: bytes) -> Document:

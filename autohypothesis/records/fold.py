@@ -200,8 +200,10 @@ def place_imported(
         if placed is not None:
             continue
         ordinal = len(places) + 1
+        judged = score is None and fact.stamp in ("keep", "discard")
+        status = "crash" if judged else fact.stamp  # 0.0 and its kind stand for a crash
         places[key] = Placement(
-            ordinal, delta, fact.stamp, "none", IMPORTED, "", score, fact.commit, IMPORTED, {}
+            ordinal, delta, status, "none", IMPORTED, "", score, fact.commit, IMPORTED, {}
         )
     return places
 

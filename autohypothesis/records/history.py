@@ -388,8 +388,12 @@ def of_tag(rows: Iterable[Row], tag: str | None) -> list[Row]:
 
 
 def of_search(rows: Sequence[Row], tag: str | None) -> list[Row]:
-    """Return the rows of one search; while it has none, what another tool decided here before."""
-    return of_tag(rows, tag) or of_tag(rows, IMPORTED)
+    """Return the rows of one search; while it has none, what another tool left here before.
+
+    What that tool did not decide has no tag.
+    """
+    mine = [row for row in rows if tag is None or (tag and row.get("tag") == tag)]
+    return mine or [row for row in rows if row.get("tag") in (IMPORTED, "")]
 
 
 def kept_rows(rows: Iterable[Row], *, imported: bool = False) -> list[Row]:

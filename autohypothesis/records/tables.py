@@ -12,7 +12,7 @@ from autohypothesis.plain import table_text
 from autohypothesis.records.history import best_of
 from autohypothesis.records.ledger import Folded, FoldEntry
 from autohypothesis.records.outcomes import Tally, counted_as, shown_as, tally
-from autohypothesis.records.rows import DECIDED, Facts, Placement
+from autohypothesis.records.rows import DECIDED, IMPORTED, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"
@@ -111,7 +111,8 @@ def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
     """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
-    mine = [entry for entry in folded.entries.values() if _tag_of(entry) == tag]
+    shown = (tag,) if tag else ("", IMPORTED)
+    mine = [entry for entry in folded.entries.values() if _tag_of(entry) in shown]
     counted = _counted(mine)
     best = best_of(
         {

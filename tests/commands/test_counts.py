@@ -20,8 +20,8 @@ from autohypothesis.schema import Row
 from autohypothesis.terminal.experiments import results_page, runs_table
 from autohypothesis.terminal.fleet import digest_page, status_page
 
-COUNTED = {"keep": 2, "discard": 1, "crash": 1, "lost": 1, "cancelled": 2}
-LINE = "4: 2 keep, 1 discard, 1 crash; 1 lost, 2 cancelled"
+COUNTED = {"keep": 2, "discard": 1, "crash": 1, "lost": 1, "cancelled": 3, "undecided": 1}
+LINE = "4: 2 keep, 1 discard, 1 crash; 1 lost, 3 cancelled, 1 undecided"
 
 
 def test_every_page_counts_the_same_experiments_under_the_same_words(
@@ -34,6 +34,8 @@ def test_every_page_counts_the_same_experiments_under_the_same_words(
     fleet.ran("h-nov20-0004", "crash", kind="infra")
     for name in ("h-nov20-0005", "h-nov20-0006"):
         fleet.ran(name, "cancelled", kind="cancelled")
+    fleet.bundle("h-nov20-0007-1", None, tag="nov20", status="failed", failure_kind="cancelled")
+    fleet.bundle("h-nov20-0008-1", 1.3, tag="nov20")
     sync(fleet.layout)
     rows, view, found = read_ledger(fleet.layout), overview(fleet.layout), digest(fleet.layout)
     results, board = from_rows(rows, "nov20", []), read_json(fleet.layout.leaderboard)

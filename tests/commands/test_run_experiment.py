@@ -248,6 +248,7 @@ def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.count("\n") == 1
+    assert "1 cancelled" in cli("status").stdout, "it is counted at once"
     row = rows(cli)[-1]
     assert (row["status"], row["failure_kind"]) == ("cancelled", "cancelled")
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.fleet.overview.digest import digest
+from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.results import from_rows
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import bundles
-from autohypothesis.records.history import LiveHistory, best_kept, kept_rows
+from autohypothesis.records.history import LiveHistory, best_kept, kept_rows, of_search
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import parse_ledger, refold
 from autohypothesis.records.problems import problem_lines
@@ -95,6 +97,9 @@ VARIANTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     ),
     "gpu as a number": ("metadata.json", lambda made: made["run"].update(gpu_id=0)),
     "settings flat": ("config.json", lambda made: made.pop("hyperparameters") and None),
+    "nulls for what is absent": (
+        "metadata.json", lambda made: made["run"].update(hypothesis_id=None, rationale=None),
+    ),
     "settings nested": (
         "config.json", lambda made: {"hyperparameters": made["hyperparameters"]},
     ),
@@ -135,12 +140,12 @@ def test_a_missing_plan_and_a_name_with_capitals_cost_nothing_else(tree: Any) ->
 
 
 @pytest.mark.parametrize("bad", ["NaN", "-Infinity", "0.0", "true", "-1"])
-def test_a_keep_without_a_real_score_is_null_and_never_the_best(tree: Any, bad: str) -> None:
+def test_a_keep_without_a_real_score_is_a_crash_and_never_the_best(tree: Any, bad: str) -> None:
     path = tree.layout.run(name_of(7)).result
     path.write_text(path.read_text().replace(str(value_of(7)), bad))
     assert sync(tree.layout).problems == []
     row = tree.rows()[name_of(7)]
-    assert (row["status"], row["val_bpb"], row["delta"]) == ("keep", None, None)
+    assert (row["status"], row["val_bpb"], row["delta"]) == ("crash", None, None)
     best = best_kept(list(tree.rows().values()), imported=True)
     assert best is not None and best["val_bpb"] == value_of(21)
 
@@ -224,6 +229,17 @@ def test_commands_show_them_and_no_command_moves_a_reference_by_them(
     statuses = [line.split("\t")[3] for line in (foreign / "results.tsv").read_text().splitlines()]
     assert statuses.count("keep") == 5 and statuses[-1] == "keep"
     assert cli("doctor").stdout.count("records:") == 0
+
+
+def test_what_the_other_tool_left_undecided_hides_nothing_and_every_page_counts_the_same(
+    tree: Any,
+) -> None:
+    change(tree, 23, "result.json", lambda made: made.pop("decision_status") and None)
+    sync(tree.layout)
+    rows = of_search(list(tree.rows().values()), "")
+    counted = from_rows(rows, "", []).outcomes
+    assert counted == overview(tree.layout).outcomes == digest(tree.layout).decided
+    assert (sum(counted.values()), counted["undecided"]) == (COUNT, 1)
 
 
 def test_no_loop_looks_at_them_as_runs_that_wait_for_a_decision(tree: Any) -> None:

@@ -25,7 +25,7 @@ from autohypothesis.fleet.overview.results import (
 from autohypothesis.installation import suggested
 from autohypothesis.records.comparison import Comparison, NearMiss, comparison_of, near_misses
 from autohypothesis.records.files import load_or_none
-from autohypothesis.records.history import DecisionHistory, of_tag
+from autohypothesis.records.history import DecisionHistory, of_search
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.outcomes import (
@@ -37,7 +37,7 @@ from autohypothesis.records.outcomes import (
     word_of,
 )
 from autohypothesis.records.rows import is_baseline
-from autohypothesis.schema import Decision, Hypothesis, Plan, now
+from autohypothesis.schema import Decision, Hypothesis, Plan, now, rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,8 @@ class Digest:
     hours: float
     """Hours from the first start in the window to the last decision or end."""
     decided: dict[str, int]
-    """Word of `records.outcomes` -> number of those that were decided in the window."""
+    """Word of `records.outcomes` -> number of those that were decided in the window, or that began
+    in it and are not decided."""
     experiments_per_hour: float | None
     kept: list[KeptStep]
     confirmed: list[str]
@@ -149,7 +150,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     since = until - timedelta(hours=since_hours) if since_hours is not None else None
     rows, latest, unread = list[Row](), dict[str, Decision](), list[Notice]()
     with _noting(unread):
-        rows = of_tag(read_ledger(layout), tag)
+        rows = of_search(read_ledger(layout), tag)
     with _noting(unread):
         latest = DecisionHistory.of_tag(layout, tag).latest
     by_id = {str(row["id"]): row for row in rows}
@@ -164,7 +165,13 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
     names = {str(row["id"]) for row, _ in decided}
-    outcomes = tally((_word(*each), is_baseline(dict(each[0]))) for each in decided).outcomes
+    others = [
+        (word_of(row), row)
+        for name, row in by_id.items()
+        if name not in latest and (since is None or str(row.get("timestamp")) >= rfc3339(since))
+    ]
+    words = [*((_word(*each), each[0]) for each in decided), *others]
+    outcomes = tally((word, is_baseline(dict(row))) for word, row in words).outcomes
 
     def confirmed_as(word: str, status: str = "keep") -> list[str]:
         return [
