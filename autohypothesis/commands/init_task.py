@@ -156,7 +156,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
     name, objective = "", "none found in the source; the baseline's log will tell"
     if metric is not None:
         name, where = metric.name, facts.lines.get(metric.name)
-        objective = f"{metric.direction} {_taken(found)}" + (f" ({where})" if where else "")
+        objective = f"{metric.direction} {name}" + (f" ({where})" if where else "")
     metrics = [each.name for each in facts.metrics if each.name != name][:SHOWN]
     compute = budget_constants(found.sources(), any_case=True)
     lines = [
@@ -177,12 +177,6 @@ def _tell_findings(found: Findings, report: Report) -> None:
     for title, text in lines:
         if text:
             report.tell(title, str(text))
-
-
-def _taken(found: Findings) -> str:
-    """Return the name of the metric, and which of its values counts."""
-    name = found.metric.name if found.metric else ""
-    return name if found.take == "only" else f"{name}, the last value of a run"
 
 
 def _few(words: Iterable[str]) -> str:
@@ -226,7 +220,8 @@ def _baselines(report: Report) -> bool:
                 first = _run(project, FIRST_SEED, report)
             if (corrected := _corrected(report, project, first)) is not None:
                 _write(report, corrected)
-                report.tell("metric", f"{_taken(corrected)}, as the log has it")
+                name = corrected.metric.name if corrected.metric else ""
+                report.tell("metric", f"{name}, as the log has it")
                 project = open_project(report.root)
                 first = _run(project, FIRST_SEED, report)
             if first.result.metric_value is None:
@@ -276,11 +271,10 @@ def _corrected(report: Report, project: Project, made: Outcome) -> Findings | No
     from autohypothesis.engine.logs import read_tail
     from autohypothesis.engine.metric_lines import WINDOW
 
-    kind = made.result.failure_kind
-    if kind not in ("no_metric", "invalid") or not (report.written and report.found):
+    if made.result.failure_kind != "no_metric" or not (report.written and report.found):
         return None
     log = read_tail(str(project.layout.run(made.experiment_id).log), WINDOW)
-    return report.found.corrected(log, several=kind == "invalid")
+    return report.found.corrected(log)
 
 
 def _explain(report: Report, project: Project, made: Outcome) -> None:
@@ -389,7 +383,7 @@ def _document(report: Report) -> dict[str, Any]:
         and {
             "name": metric.name,
             "direction": metric.direction,
-            "take": found.take,
+            "take": "last",
             "line": facts.lines.get(metric.name),
         },
         "metrics": [each.name for each in facts.metrics],

@@ -88,7 +88,6 @@ class Findings:
     documented: Sequence[tuple[str, ...]]
     cwd: str
     metric: PrintedMetric | None
-    take: str
     seconds: float
     data: Sequence[UntrackedEntry] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -126,22 +125,13 @@ class Findings:
         )
         return text.rstrip() + "\n"
 
-    def corrected(self, log: str, *, several: bool = False) -> Findings | None:
-        """Return the findings with the metric as `log` has it; None where that changes nothing.
-
-        Args:
-            several: whether the log was found to hold different values of the metric.
-        """
+    def corrected(self, log: str) -> Findings | None:
+        """Return the findings with the metric that `log` has; None where that changes nothing."""
         printed = find_metrics(log)
-        known = self.metric.name if self.metric is not None else ""
-        chosen = next((each for each in printed if each.name == known), _likeliest(printed))
-        if chosen is None:
+        metric = _likeliest(printed)
+        if metric is None or (self.metric and self.metric.name in [each.name for each in printed]):
             return None
-        is_same = several and chosen.name == known
-        take = "last" if is_same or len(chosen.values) > 1 else self.take
-        if (chosen.name, take) == (known, self.take):
-            return None
-        return replace(self, metric=chosen, take=take)
+        return replace(self, metric=metric)
 
 
 def _dumped(knob: Knob) -> str:
@@ -209,7 +199,6 @@ def examine(
         documented=[(*start, *other) for other in documented if other != arguments],
         cwd=cwd,
         metric=objective,
-        take="last" if objective is not None and objective.name in facts.repeated else "only",
         seconds=seconds,
         data=list(_data(root, facts, cwd)),
         constants=_constants(root, [path, *facts.config_scripts], arguments),

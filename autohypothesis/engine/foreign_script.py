@@ -74,7 +74,6 @@ class ScriptFacts:
         packages: modules from elsewhere that it cannot start without.
         metrics: what it prints, the likeliest objective first.
         lines: name of a metric -> `train.py:41`.
-        repeated: metrics that are printed in a loop, or by a framework after each epoch.
         arguments: of the script itself.
         paths: texts that may be paths, from the folder where it runs.
         configs: files with settings that it or its arguments name.
@@ -88,7 +87,6 @@ class ScriptFacts:
     packages: list[str]
     metrics: list[PrintedMetric]
     lines: dict[str, str]
-    repeated: set[str]
     arguments: list[Argument]
     paths: set[str]
     configs: list[str]
@@ -174,7 +172,7 @@ def read_script(
             trees[current] = tree
             waiting += _modules_of(current, tree, known)
     arguments = list(_arguments(trees[path])) if path in trees else []
-    metrics, lines, repeated = _metrics_of(trees, _called_in_loops(trees.values()))
+    metrics, lines = _metrics_of(trees)
     texts = {text for word in words for text in (word, word.partition("=")[2])}
     texts |= {text_of(node, {}) for tree in trees.values() for node in ast.walk(tree)}
     configs = sorted(_configs(texts, path) & set(tracked))
@@ -206,7 +204,6 @@ def read_script(
         packages=sorted(_packages(trees.values(), known)),
         metrics=metrics,
         lines=lines,
-        repeated=repeated,
         arguments=arguments,
         paths={text for text in texts if may_be_path(text)},
         configs=configs,
@@ -270,51 +267,41 @@ def _packages(trees: Iterable[ast.Module], known: Iterable[str]) -> set[str]:
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _metrics_of(
-    trees: Mapping[str, ast.Module], looped: Collection[str] = ()
-) -> tuple[list[PrintedMetric], dict[str, str], set[str]]:
-    """Return the metrics that files print, where, and which of them again and again.
+def _metrics_of(trees: Mapping[str, ast.Module]) -> tuple[list[PrintedMetric], dict[str, str]]:
+    """Return the metrics that files print, and where.
 
     Every call that prints becomes the line that it would print, with a number for each value, and
     is read as a log is.
-
-    Args:
-        looped: names of functions that a loop calls.
     """
     lines: dict[str, str] = {}
-    repeated: set[str] = set()
     log = ""
     for path, tree in trees.items():
-        for call, in_loop in _calls_in_loops(tree, looped):
-            text, again = _line_of(call)
-            if not text:
-                continue
-            log += f"{text}\n"
-            for metric in find_metrics(text):
-                lines.setdefault(metric.name, f"{path}:{call.lineno}")
-                if in_loop or again:
-                    repeated.add(metric.name)
-    return find_metrics(log), lines, repeated
+        for call in sorted(_calls(tree), key=lambda call: (call.lineno, call.col_offset)):
+            if text := _line_of(call):
+                log += f"{text}\n"
+                for metric in find_metrics(text):
+                    lines.setdefault(metric.name, f"{path}:{call.lineno}")
+    return find_metrics(log), lines
 
 
-def _line_of(call: ast.Call) -> tuple[str, bool]:
-    """Return what a call prints, imagined, and whether a framework prints that each epoch."""
+def _line_of(call: ast.Call) -> str:
+    """Return what a call prints, imagined."""
     name, words = _called(call), _words_of(call)
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name == "set_postfix":
-        return " ".join(f"{word}={NUMBER}" for word in words), True
+        return " ".join(f"{word}={NUMBER}" for word in words)
     if name == "evaluate" and owner and not call.args:
-        return f"eval_loss: {NUMBER}", True
+        return f"eval_loss: {NUMBER}"
     if name == "fit" and {"validation_data", "validation_split"} & set(words):
-        return f"val_loss: {NUMBER}", True
+        return f"val_loss: {NUMBER}"
     if name not in _PRINTERS or not call.args or owner.split(".")[0] in _NO_PRINTERS:
-        return "", False
+        return ""
     first, *rest = map(_imagined, call.args)
     if owner == "self" and name == "log":
-        return f"{first}: {NUMBER}", True
+        return f"{first}: {NUMBER}"
     if rest and _PERCENT.search(first):
-        return _PERCENT.sub(NUMBER, first), False
-    return " ".join([first, *rest]), (owner, name) == ("self", "log_dict")
+        return _PERCENT.sub(NUMBER, first)
+    return " ".join([first, *rest])
 
 
 def _imagined(node: ast.expr) -> str:
@@ -351,31 +338,6 @@ def _called(call: ast.Call) -> str:
 def _words_of(call: ast.Call) -> dict[str, ast.expr]:
     """Return the keyword arguments of a call."""
     return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
-
-
-def _calls_in_loops(
-    node: ast.AST, looped: Collection[str], in_loop: bool = False
-) -> Iterator[tuple[ast.Call, bool]]:
-    """Yield every call in the order of the file, and whether a loop is around it, or around a call
-    of its function: its name is `looped`."""
-    for child in ast.iter_child_nodes(node):
-        inside = in_loop or isinstance(child, (ast.For, ast.While, ast.AsyncFor))
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            inside = child.name in looped
-        if isinstance(child, ast.Call):
-            yield child, in_loop
-        yield from _calls_in_loops(child, looped, inside)
-
-
-def _called_in_loops(trees: Collection[ast.Module]) -> set[str]:
-    """Return the names of the functions that loops call, themselves or through others."""
-    looped: set[str] = set()
-    while True:
-        calls = (pair for tree in trees for pair in _calls_in_loops(tree, looped))
-        more = {_called(call) for call, in_loop in calls if in_loop} - looped
-        if not more:
-            return looped
-        looped |= more
 
 
 # ── arguments and settings ──────────────────────────────────────────────────────────────────

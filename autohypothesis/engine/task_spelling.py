@@ -128,7 +128,8 @@ def _constraints(ours: Respelled, given: list[Any]) -> None:
                 " METRIC: {hard: LIMIT}, or say it in program.md"
             )
         elif not isinstance(name, str) or name in limits:
-            words = f"limits {name} a second time" if name else "is not {metric: NAME, hard: LIMIT}"
+            again = f"limits {name} a second time; keep one"
+            words = again if isinstance(name, str) else "is not {metric: NAME, hard: LIMIT}"
             ours.problems.append(TaskProblem(("constraints", index), words))
         else:
             limits[name] = {key: value for key, value in item.items() if key != "metric"}
