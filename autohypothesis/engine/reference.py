@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Manifest
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.task import Task
 
 REFERENCES = "refs/autohypothesis/reference/"
 BRANCHES = "refs/heads/autoresearch/"
@@ -94,6 +97,23 @@ def catch_up(repository: Repository, tag: str, reference: str) -> None:
             return
         if not repository.is_checked_out(branch):
             repository.move_refs({branch: (reference, at)})
+
+
+def take_in_task_commits(
+    repository: Repository, task: Task, tag: str, reference: str
+) -> str | None:
+    """Move the reference to the user's commit where that adds the task file alone; that commit.
+
+    Without it a search that was begun before its task file was committed, as `init` begins it,
+    could not be adopted. Every file that a run is scored by or may change is the same in both.
+    """
+    head = repository.head()
+    if head == reference or not repository.is_ancestor(reference, head):
+        return None
+    changed = [change.path for change in repository.changes(reference, head)]
+    if any(path != task.source for path in changed):
+        return None
+    return head if move_reference(repository, tag, head, reference) else None
 
 
 def _is_behind(repository: Repository, at: str | None, commit: str) -> bool:

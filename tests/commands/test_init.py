@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from autohypothesis.engine.first_task import smallest_gain
 from autohypothesis.engine.foreign_script import find_scripts, read_script
 from autohypothesis.engine.metric_lines import find_metrics
+from autohypothesis.engine.project import todays_tag
 from tests.conftest import NewRepository, called, run_git
 
 NANO = {
@@ -140,6 +141,32 @@ def test_a_search_goes_on_with_what_init_wrote(
     assert code == 0 and report["next"] == "python orchestrator.py run-loop --max 20"
     answer = called("run-experiment", "--set", "MAX_DEPTH=5", "--settle", cwd=root)
     assert answer.returncode == 0 and "keep: improved" in answer.stderr
+
+
+def test_a_search_takes_in_the_commit_of_its_task_file_and_no_other_commit(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    """`init` measures before its file can be committed; what is kept after that is adopted."""
+    root = new_repository(tmp_path / "r", SCIKIT)
+    ran(root)
+    run_git(root, "add", "task.yaml")
+    run_git(root, "commit", "-qm", "the task")
+    committed = run_git(root, "rev-parse", "HEAD")
+    loop = called("run-loop", "--max", "1", cwd=root)
+    assert loop.returncode == 0 and f"goes on from your commit {committed[:7]}" in loop.stderr
+    assert "1 baseline" in loop.stderr, "the commit is measured before an idea is tried on it"
+    called("run-experiment", "--set", "MAX_DEPTH=5", "--settle", cwd=root)
+    assert called("adopt", cwd=root).returncode == 0
+    kept = run_git(root, "rev-parse", "HEAD")
+    assert run_git(root, "log", "--format=%H", "-2").split() == [kept, committed]
+    (root / "notes.md").write_text("mine\n")
+    run_git(root, "add", "notes.md")
+    run_git(root, "commit", "-qm", "notes")
+    loop = called("run-loop", "--max", "1", cwd=root)
+    assert loop.returncode == 0 and "your commit" not in loop.stderr
+    assert "notes.md" not in run_git(
+        root, "ls-tree", "--name-only", f"refs/autohypothesis/reference/{todays_tag()}"
+    )
 
 
 def test_a_clone_of_the_project_keeps_the_task_that_it_has(

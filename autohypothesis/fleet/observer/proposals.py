@@ -325,8 +325,8 @@ class ProposalIntake:
         Returns a line for each that was refused.
         """
         state, pending = self.state, self.queue.pending()
-        if state is None or not state.is_ready:  # only repeats of the reference may begin
-            repeats = (idea for idea in pending if idea.proposer == "observer" and idea.replicates)
+        if state is None or not state.is_ready:  # only runs of the reference may begin
+            repeats = (idea for idea in pending if idea.proposer == "observer")
             self._validated.update({idea.hypothesis_id: ("", "") for idea in repeats})
             return []
         under = (state.reference.commit, state.steering.model_dump_json())

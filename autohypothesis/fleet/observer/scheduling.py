@@ -221,6 +221,21 @@ class BaselineSchedule:
         """Put the baseline in front of everything, unless it is somewhere already."""
         return not self.history.has_reference() and self.queue.add_baseline() is not None
 
+    def queue_moved(self, commit: str) -> list[str]:
+        """Queue a run of a reference that was moved by hand to a commit that never ran; a line.
+
+        Ideas start from the settings of the reference's run, so none is asked for before it.
+        """
+        source = f"reference-{commit[:12]}"
+        if not self.history.has_reference() or source in self.queue.sources():
+            return []
+        again = Experiment(
+            Change(),
+            title=f"baseline at {commit[:7]}",
+            rationale="the reference was moved to a commit that has no result",
+        )
+        return [queue_repeat(self.queue, source, again)]
+
     def queue_repeats(self, idle: int) -> int:
         """Queue repeats of a baseline that runs now, for idle devices; return how many are new."""
         first = self._running_baseline() if idle > 0 and not self.history.has_reference() else None

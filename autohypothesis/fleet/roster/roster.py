@@ -20,6 +20,7 @@ from autohypothesis.engine.reference import (
     own_commits,
     read_reference,
     reference_branch,
+    take_in_task_commits,
 )
 from autohypothesis.engine.runner import ProgressListener, run
 from autohypothesis.errors import (
@@ -148,6 +149,11 @@ class _FleetSetup:
         base = self._base()
         self.trees.refuse_obstacles([worker.worker_id for worker in self.chosen])
         self.project = self.project.with_tag(self.tag, base=base)
+        if self.wanted.start is None and not list_active(self.layout):
+            taken = take_in_task_commits(self.repository, self.project.task, self.tag, base)
+            if taken is not None:
+                base = taken
+                self.notes.append(f"the search goes on from your commit {base[:7]}")
         if own := own_commits(self.repository, self.tag, base):
             self.notes.append(f"{own.problem} {own.command}")
         fetch = fetch_command(self.repository, self.tag) if self.reference is None else ""
