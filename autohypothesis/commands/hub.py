@@ -228,6 +228,7 @@ def _published(repo: Path, hub: HubClient, commit: str) -> str:
 
 def _meant_commit(repo: Path, commit: str | None, tag: str | None) -> str:
     """Return the commit of a revision or an experiment, else of a reference, else HEAD."""
+    from autohypothesis.engine.project import no_search
     from autohypothesis.engine.reference import read_reference
     from autohypothesis.records.git import experiment_ref
 
@@ -237,7 +238,7 @@ def _meant_commit(repo: Path, commit: str | None, tag: str | None) -> str:
     name = meant_tag(layout, tag)
     reference = read_reference(repository, layout, name) if name else None
     if reference is None and tag:
-        raise UsageError(f"there is no search {tag!r}", hint="leave --tag out for the active one")
+        raise no_search(repository, tag)
     return reference or repository.head()
 
 

@@ -324,21 +324,11 @@ def briefing(
 
 
 def _brief_now(repo: Path, tag: str | None) -> dict[str, Any]:
-    """Return the brief of a search as the observer would write it now.
-
-    Raises:
-        UsageError: nothing was searched here, or under this tag.
-    """
-    from autohypothesis.engine.reference import read_reference
+    """Return the brief of a search as the observer would write it now."""
     from autohypothesis.fleet.observer.introduction import brief_now
 
     project = open_project(repo, tag=tag)
-    queue = _queue(project.layout, project.tag)
-    if read_reference(project.repository, project.layout, queue.tag) is None:
-        raise UsageError(
-            f"there is no search {queue.tag!r}", hint="`python orchestrator.py runs --all` has them"
-        )
-    return brief_now(project, queue).model_dump(mode="json")
+    return brief_now(project, _queue(project.layout, project.tag)).model_dump(mode="json")
 
 
 def _print_question(project: Project, count: int) -> None:

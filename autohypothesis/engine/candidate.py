@@ -349,13 +349,6 @@ def overridden_tree(
     Raises:
         ChangeError: a constant is in no artifact, or in several.
     """
-    return repository.tree_with(base, _overridden(repository, task, base, overrides))
-
-
-def _overridden(
-    repository: Repository, task: Task, base: str, overrides: Mapping[str, Setting]
-) -> dict[str, bytes]:
-    """Return path -> new content, for the artifacts whose constants are set."""
     sources = python_sources(repository, task, base)
     if not sources:
         raise ChangeError(
@@ -365,7 +358,8 @@ def _overridden(
     chosen: dict[str, dict[str, Setting]] = {}
     for name, value in overrides.items():
         chosen.setdefault(_path_of(name, sources), {})[name] = value
-    return {path: set_constants(sources[path], wanted) for path, wanted in chosen.items()}
+    new = {path: set_constants(sources[path], wanted) for path, wanted in chosen.items()}
+    return repository.tree_with(base, new)
 
 
 def _path_of(constant: str, sources: Mapping[str, bytes]) -> str:

@@ -240,7 +240,8 @@ def no_search(repository: Repository, tag: str | None) -> SettleError:
     return SettleError(
         f"there is no {search} {repository.root}" + ("" if tag else " yet"),
         hint="start one with `python orchestrator.py run-experiment`"
-        + (f"; or fetch that of a remote: {fetch}" if fetch else ""),
+        + (f", or fetch that of a remote: {fetch}" if fetch else "")
+        + ("; `runs --all` has those that are here" if tag else ""),
     )
 
 

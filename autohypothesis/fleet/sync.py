@@ -30,7 +30,7 @@ from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, templates
 from autohypothesis.records import jsonl, tables
 from autohypothesis.records.bundles import UNSETTLED, reason_in
-from autohypothesis.records.comparison import cell_of
+from autohypothesis.records.comparison import cell_of, comparison_of
 from autohypothesis.records.files import (
     ASIDE,
     JSON_LIMIT,
@@ -429,6 +429,7 @@ class _Sync:
             best=board["best_run"],
             latest=decided,
             cell_of=cell_of,
+            comparison_of=comparison_of,
             counts_line=counts_line,
             open=waiting,
             problems=problem_lines((one.path, one.reason) for one in self.folded.problems)[:LATEST],

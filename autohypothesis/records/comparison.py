@@ -47,17 +47,9 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """`0.045 better (min_delta 0.03)`."""
-        return self._judged("")
-
-    @property
-    def sentence(self) -> str:
         """`0.045 better than its base (min_delta 0.03)`."""
-        return self._judged(" than its base")
-
-    def _judged(self, base: str) -> str:
         takes = "" if self.min_delta is None else f" (min_delta {_short(self.min_delta)})"
-        return f"{self.size} {'better' if self.improvement >= 0 else 'worse'}{base}{takes}"
+        return f"{self.size} {'better' if self.improvement >= 0 else 'worse'} than its base{takes}"
 
     @property
     def near_miss(self) -> str:
@@ -111,9 +103,8 @@ def comparison_of(decided: Mapping[str, Any]) -> Comparison | None:
     return Comparison(improvement, min_delta, maximize, pairs or 0)
 
 
-def cell_of(decided: Mapping[str, Any]) -> str:
+def cell_of(compared: Comparison | None) -> str:
     """Return the difference and the threshold for a table; an en dash where there is none."""
-    compared = comparison_of(decided)
     return "–" if compared is None else compared.cell
 
 

@@ -21,11 +21,6 @@ class Tally(NamedTuple):
     keep_rate: float | None
     """Kept share of what was tried, without baselines; None where nothing was."""
 
-    @property
-    def tried(self) -> int:
-        """The number of experiments that say something about a change, or about the baseline."""
-        return tried(self.outcomes)
-
 
 def tally(counted: Iterable[tuple[str, bool]]) -> Tally:
     """Count experiments, each given as its word and whether it is a baseline."""

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from autohypothesis.plain import table_text
 from autohypothesis.records.history import best_of
 from autohypothesis.records.ledger import Folded, FoldEntry
-from autohypothesis.records.outcomes import Tally, counted_as, shown_as, tally
+from autohypothesis.records.outcomes import counted_as, shown_as, tally, tried
 from autohypothesis.records.rows import DECIDED, IMPORTED, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -63,10 +63,6 @@ def _left_out(facts: Facts, placement: Placement) -> bool:
     )
 
 
-def _counted(entries: Iterable[FoldEntry]) -> Tally:
-    return tally((_word_of(entry), entry.facts.baseline) for entry in entries)
-
-
 def _word_of(entry: FoldEntry) -> str:
     facts, placed = entry.facts, entry.placement
     if facts.damage or entry.wrong:
@@ -113,7 +109,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
     shown = (tag,) if tag else ("", IMPORTED)
     mine = [entry for entry in folded.entries.values() if _tag_of(entry) in shown]
-    counted = _counted(mine)
+    counted = tally((_word_of(entry), entry.facts.baseline) for entry in mine)
     best = best_of(
         {
             key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
@@ -128,7 +124,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     )
     return {
         "total_runs": len(mine),
-        "decided_runs": counted.tried,
+        "decided_runs": tried(counted.outcomes),
         "outcomes": counted.outcomes,
         "active_workers": active_workers,
         "best_run": row_of(folded, best) if best is not None else None,

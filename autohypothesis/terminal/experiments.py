@@ -25,7 +25,7 @@ from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.parts import (
     STATUS_STYLE,
     Cell,
-    Listing,
+    TextTable,
     counts_text,
     diff_text,
     duration,
@@ -36,7 +36,6 @@ from autohypothesis.terminal.parts import (
     number,
     share,
     sparkline,
-    table,
     titled,
 )
 
@@ -48,11 +47,13 @@ NEAR = 3
 """Near misses that are named."""
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Listing:
+def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> TextTable:
     """Return experiments in the order given, one a line."""
     metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
     names = ("id", "status", metric, DELTA, "memory", "steps", "description")
-    return table(names, map(_cells, rows), right=range(2, 6), spare=(5, 4), title=title, widest=80)
+    return TextTable(
+        names, map(_cells, rows), right=range(2, 6), spare=(5, 4), title=title, widest=80
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -61,7 +62,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         str(row["id"]),
         Text(shown_status(row), STATUS_STYLE.get(str(row.get("status")), "")),
         number(row.get("metric_value")),
-        cell_of(row),
+        cell_of(comparison_of(row)),
         memory(row.get("peak_vram_gb")),
         "–" if steps is None else f"{steps:,}",
         str(row.get("description") or ""),
@@ -160,22 +161,22 @@ def results_page(results: Results, count: int, *, kept_only: bool = False) -> Re
     parts: list[RenderableType] = [facts(_numbers(results))]
     if len(results.keeps) > 1:
         steps = [
-            (number(step.value, 6), step.cell, number(step.total_gain, 6, signed=True),
+            (number(step.value, 6), cell_of(step.compared), number(step.total_gain, 6, signed=True),
              step.description)
             for step in results.keeps
         ]  # fmt: skip
-        body = table(("value", DELTA, "gain in all", "description"), steps, right=range(3))
+        body = TextTable(("value", DELTA, "gain in all", "description"), steps, right=range(3))
         parts.append(titled("kept, each against its base", body))
     if top := results.top(count, kept_only=kept_only):
         what = "kept" if kept_only else "experiments"
         rows = [
-            (number(trial.value, 6), trial.cell, memory(trial.memory_gb),
+            (number(trial.value, 6), cell_of(trial.compared), memory(trial.memory_gb),
              Text(plain_line(trial.status), STATUS_STYLE.get(trial.status, "")),
              plain_line(trial.commit)[:7], trial.description)
             for trial in top
         ]  # fmt: skip
         names = (results.metric, DELTA, "memory", "status", "commit", "description")
-        parts.append(titled(f"the best {len(top)} {what}", table(names, rows, right=range(3))))
+        parts.append(titled(f"the best {len(top)} {what}", TextTable(names, rows, right=range(3))))
     return Group(*parts)
 
 

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from autohypothesis.installation import suggested
 from autohypothesis.plain import plain_line
-from autohypothesis.records.comparison import DELTA
+from autohypothesis.records.comparison import DELTA, cell_of
 from autohypothesis.terminal.experiments import near_misses_text
 from autohypothesis.terminal.parts import (
     FIXED,
     SHORTENED,
     Cell,
-    Listing,
+    TextTable,
     better,
     counts_text,
     duration,
@@ -28,7 +28,6 @@ from autohypothesis.terminal.parts import (
     number,
     paragraphs,
     share,
-    table,
     titled,
 )
 
@@ -105,7 +104,7 @@ def _best(best: BestRun | None) -> Text:
     if best.confirmation not in ("none", ""):
         text.append(f" ({plain_line(best.confirmation)})", "default")
     if best.compared is not None:
-        text.append(f", {best.compared.sentence}", "default")
+        text.append(f", {best.compared.words}", "default")
     if best.baseline is not None and best.improvement:
         gain = better(best.improvement, best.improvement_share)
         text.append(f"\n{gain} than the baseline's {number(best.baseline, 6)}", "default")
@@ -216,7 +215,7 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────
 
 
-def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> Listing:
+def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> TextTable:
     """Return hypotheses, one a line, with the outcome of those that are closed."""
     rows: list[list[Cell]] = []
     for place, hypothesis in placed:
@@ -230,7 +229,7 @@ def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> Listing:
             [hypothesis.hypothesis_id, Text(state, QUEUE_STYLE.get(word, "")), priority,
              hypothesis.proposer, title]
         )  # fmt: skip
-    return table(("id", "state", "priority", "from", "title"), rows, right=(2,))
+    return TextTable(("id", "state", "priority", "from", "title"), rows, right=(2,))
 
 
 def brief_page(brief: Brief) -> RenderableType:
@@ -292,7 +291,7 @@ def digest_page(page: Digest) -> RenderableType:
             for each in failures
         ]
         if rows:
-            parts.append(titled(title, table(names, rows, right=(1,))))
+            parts.append(titled(title, TextTable(names, rows, right=(1,))))
     if page.workers:
         used = [
             (use.worker_id, f"{use.experiments:,}", f"{use.device_hours:,.2f}",
@@ -300,7 +299,7 @@ def digest_page(page: Digest) -> RenderableType:
             for use in page.workers
         ]  # fmt: skip
         names = ("worker", "runs", "device-hours", "idle", "")
-        parts.append(titled("devices", table(names, used, right=(1, 2, 3))))
+        parts.append(titled("devices", TextTable(names, used, right=(1, 2, 3))))
     if page.proposers:
         # `direction` and `off by`: how often a prediction had the sign right, its mean error.
         records = [
@@ -309,7 +308,9 @@ def digest_page(page: Digest) -> RenderableType:
             for each in page.proposers
         ]  # fmt: skip
         names = ("proposer", "tried", "kept", "hits", "predicted", "direction", "off by", "")
-        parts.append(titled("where the ideas came from", table(names, records, right=range(1, 7))))
+        parts.append(
+            titled("where the ideas came from", TextTable(names, records, right=range(1, 7)))
+        )
     return Group(*parts)
 
 
@@ -352,13 +353,12 @@ def _wins(page: Digest) -> Text:
     return Text(", ").join(parts)
 
 
-def _kept(page: Digest) -> Listing:
+def _kept(page: Digest) -> TextTable:
     rows: list[list[Cell]] = []
     for step in page.kept:
-        delta = "–" if step.compared is None else step.compared.cell
         part = "" if step.gain_share is None else f"{100 * step.gain_share:+.1f} %"
         word = step.reason if step.confirmation in ("none", "") else step.confirmation
         shown = Text(plain_line(word), CONFIRMATION_STYLE.get(word, ""))
         value = number(step.value, 6)
-        rows.append([step.experiment_id, value, delta, part, shown, step.title])
-    return table(("id", "value", DELTA, "gain", "", "title"), rows, right=(1, 2, 3))
+        rows.append([step.experiment_id, value, cell_of(step.compared), part, shown, step.title])
+    return TextTable(("id", "value", DELTA, "gain", "", "title"), rows, right=(1, 2, 3))

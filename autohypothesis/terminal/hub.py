@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autohypothesis.plain import plain, table_text
-from autohypothesis.terminal.parts import STATUS_STYLE, diff_text, number, table
+from autohypothesis.terminal.parts import STATUS_STYLE, TextTable, diff_text, number
 
 QUOTE = "│ "
 WIDEST = 20
@@ -27,12 +27,12 @@ def commits_table(commits: Rows) -> RenderableType:
          str(row["message"]))
         for row in commits
     ]  # fmt: skip
-    return table(("commit", "on", "agent", "arrived", "message"), rows, last="fold")
+    return TextTable(("commit", "on", "agent", "arrived", "message"), rows, fold=True)
 
 
 def channels_table(channels: Rows) -> RenderableType:
     rows = [(f"#{row['name']}", _time(row), str(row["description"])) for row in channels]
-    return table(("channel", "since", "what for"), rows, last="fold")
+    return TextTable(("channel", "since", "what for"), rows, fold=True)
 
 
 def posts_text(posts: Rows) -> RenderableType:
@@ -61,7 +61,7 @@ def results_table(results: Rows) -> RenderableType:
         for row in results
     ]  # fmt: skip
     names = ("id", "state", "status", "value", "platform", "commit", "agent", "what")
-    return table(names, rows, widest=WIDEST)
+    return TextTable(names, rows, widest=WIDEST)
 
 
 def boards(results: Rows) -> RenderableType:
@@ -77,7 +77,7 @@ def boards(results: Rows) -> RenderableType:
         if key or task:
             title = f"{platform} (key {key[:7] or '–'}), task {task[:7] or '–'}"
         parts += [Text("")] if parts else []
-        parts.append(table(names, rows, title=title, widest=WIDEST))
+        parts.append(TextTable(names, rows, title=title, widest=WIDEST))
     return Group(*parts)
 
 
@@ -88,7 +88,7 @@ def claims_table(claims: Rows) -> RenderableType:
         for row in claims
     ]  # fmt: skip
     names = ("id", "agent", "until", "task", "platform key", "tree", "what")
-    return table(names, rows, last="fold")
+    return TextTable(names, rows, fold=True)
 
 
 VIEWS: dict[str, Callable[[Rows], RenderableType]] = {

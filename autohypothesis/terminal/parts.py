@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -182,17 +182,34 @@ def paragraphs(mark: str, texts: Iterable[Cell], style: str = "") -> Table:
     return grid(((mark, text) for text in texts), *columns, gap=1, expand=False)
 
 
-class Listing:
+class TextTable:
     """A table as wide as its texts. A narrow screen costs columns first, then the last text."""
 
     def __init__(
-        self, names: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[int],
-        spare: Sequence[int], widest: int, fold: bool, title: str,
-    ) -> None:  # fmt: skip
+        self,
+        names: Sequence[str],
+        rows: Iterable[Sequence[Cell]],
+        *,
+        right: Collection[int] = (),
+        spare: Sequence[int] = (),
+        fold: bool = False,
+        title: str = "",
+        widest: int = WIDEST,
+    ) -> None:
+        """
+        Args:
+            right: the columns whose cells stand on the right.
+            spare: the columns that are left out before a text is cut, the first one first.
+            fold: show a long text of the last column on several lines; else its end is cut.
+            widest: characters up to which another column is never cut.
+        """
         self._names = [plain_line(name) for name in names]
-        self._rows, self._right, self._spare = rows, right, spare
+        self._rows = [
+            [c if isinstance(c, Text) else Text(plain_line(c)) for c in row] for row in rows
+        ]
+        self._right, self._spare = right, spare
         self._widest, self._fold, self._title = widest, fold, title
-        cells = ((cell.cell_len for cell in column) for column in zip(*rows, strict=True))
+        cells = ((cell.cell_len for cell in column) for column in zip(*self._rows, strict=True))
         self._widths: list[int] = [
             max([len(name), *column])
             for name, column in zip_longest(self._names, cells, fillvalue=())
@@ -227,25 +244,3 @@ class Listing:
         for row in self._rows:
             made.add_row(*(row[at] for at in shown))
         yield made
-
-
-def table(
-    names: Sequence[str],
-    rows: Iterable[Sequence[Cell]],
-    *,
-    right: Collection[int] = (),
-    spare: Sequence[int] = (),
-    last: Literal["ellipsis", "fold"] = "ellipsis",
-    title: str = "",
-    widest: int = WIDEST,
-) -> Listing:
-    """Return a table of plain texts. On a narrow screen the last column gives way.
-
-    Args:
-        right: the columns whose cells stand on the right.
-        spare: the columns that are left out before a text is cut, the first one first.
-        last: how a long text of the last column is shown.
-        widest: characters up to which another column is never cut.
-    """
-    cells = [[Text(plain_line(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    return Listing(names, cells, right, spare, widest, last == "fold", title)

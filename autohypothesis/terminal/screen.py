@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autohypothesis.installation import suggested
 from autohypothesis.plain import plain
-from autohypothesis.terminal.parts import GAP, Listing
+from autohypothesis.terminal.parts import GAP, TextTable
 from autohypothesis.terminal.streams import is_unicode, lost
 
 
@@ -40,7 +40,7 @@ class Screen(Console):
         """Return the characters of the longest line that would be cut where it has no room."""
         if isinstance(item, Group):
             return max(map(self._uncut, item.renderables), default=0)
-        if isinstance(item, Listing):
+        if isinstance(item, TextTable):
             return item.width()
         if isinstance(item, Table):
             columns = [column for column in item.columns if column.no_wrap]

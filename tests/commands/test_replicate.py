@@ -60,7 +60,7 @@ def test_a_real_win_is_run_again_and_kept_as_confirmed(cli: Cli, careful: Path) 
     assert answer.stdout.startswith("1.300000\t") and answer.stdout.count("\n") == 1
     assert (
         "(4 of 4 runs)" in answer.stderr
-        and "keep: improved, 2 further pairs: 0.1 better (min_delta 0.02)" in answer.stderr
+        and "keep: improved, 2 further pairs: 0.1 better than its base" in answer.stderr
     )
     assert Project.open(careful).reference() != before
     kept = of_status(cli, "keep")[-1]
@@ -110,7 +110,10 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
     answer = cli("run-experiment", "--replicate", near["id"])
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stdout.splitlines()) == 4 and "(4 of 4 runs)" in answer.stderr
-    assert "discard: within_noise, 2 further pairs: 0.012 better (min_delta 0.02)" in answer.stderr
+    assert (
+        "within_noise, 2 further pairs: 0.012 better than its base (min_delta 0.02)"
+        in answer.stderr
+    )
     assert "0.012 better, twice; it takes 0.02" in cli("runs").stdout
     more = cli("run-experiment", "--replicate", near["id"], "--seeds", "1")
     assert len(more.stdout.splitlines()) == 2 and "3 further pairs" in more.stderr

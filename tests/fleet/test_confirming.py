@@ -150,7 +150,7 @@ def test_replicates_come_before_new_ideas_are_queued_once_and_reported(careful: 
     assert said is not None and said.problems == []
     (win,) = overview(careful.layout).awaiting
     assert (win.missing, win.wanted, win.found) == (
-        4, 4, "val_bpb 1.3 against 1.4, 0.1 better (min_delta 0.02)"
+        4, 4, "val_bpb 1.3 against 1.4, 0.1 better than its base (min_delta 0.02)"
     )  # fmt: skip
     turns(watched, lambda: watched.proposals.proposed == 3)
     for _ in range(5):

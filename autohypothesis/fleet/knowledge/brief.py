@@ -338,7 +338,7 @@ def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
         return f"{row['id']}: {row.get('failure_kind') or row.get('status')}"
     text = f"{row['id']}: {row.get('metric_name') or 'metric'} {value:.6f}"
     if compared is not None:
-        text += f", {compared.sentence}"
+        text += f", {compared.words}"
     if len(seeds) < 2:
         return f"{text}, 1 seed"
     values = list(seeds.values())

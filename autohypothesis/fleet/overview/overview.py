@@ -456,13 +456,13 @@ class _Reader:
 
     def _note_problems(self, roles: Iterable[RoleView]) -> None:
         """Name each problem once, with the roles that tell it, the one in most words."""
-        known, told = {need.what for need in self.needs}, dict[str, list[str]]()
+        known, told = set(map(": ".join, self._noted)), dict[str, list[str]]()
         for role in roles:
             for line in role.problems:
                 told.setdefault(line, []).append(role.role)
         for line, names in told.items():
             told_in_more = any(line in other and line != other for other in told)
-            if f"damaged: {line}" not in known and not told_in_more:
+            if line not in known and not told_in_more:
                 self._note(f"{', '.join(names)}: {line}")
 
     def note_devices_and_runs(self) -> None:
@@ -487,12 +487,7 @@ class _Reader:
     def note_damaged(self) -> None:
         """Name the files that the last sync could not use."""
         document = self._document(self.layout.problems, LIMIT)
-        known = {need.what for need in self.needs}
-        found = [
-            pair
-            for pair in entries_in(document)
-            if "damaged: " + ": ".join(pair) not in known and pair not in self._noted
-        ]
+        found = [pair for pair in entries_in(document) if pair not in self._noted]
         self._note_kinds("damaged: ", found, "sync", self.layout.problems)
 
     def _note_kinds(
@@ -544,7 +539,7 @@ class _Reader:
         return max(0.0, age)
 
     def _damage(self, path: Path, reason: str) -> None:
-        self._note(f"damaged: {self._short(path)}: {shown(reason)}", "sync")
+        self._note_kinds("damaged: ", [(self._short(path), shown(reason))], "sync")
 
     def _short(self, path: Path) -> str:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))

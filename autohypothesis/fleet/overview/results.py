@@ -25,6 +25,7 @@ from autohypothesis.records.outcomes import (
     ended,
     tally,
     tally_rows,
+    tried,
     word_of,
 )
 from autohypothesis.records.rows import DECIDED, IMPORTED, is_baseline
@@ -89,11 +90,6 @@ class DecidedExperiment:
     direction: Direction = "minimize"
     compared: Comparison | None = None
     """With the base on which it was decided; None where that is not known."""
-
-    @property
-    def cell(self) -> str:
-        """The difference to its base for a table."""
-        return "–" if self.compared is None else self.compared.cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +240,7 @@ def _results(
     start = _start(kept, best)
     return Results(
         source=source,
-        experiments=counts.tried,
+        experiments=tried(counts.outcomes),
         kept=counts.outcomes.get("keep", 0),
         discarded=counts.outcomes.get("discard", 0),
         crashed=counts.outcomes.get("crash", 0),
