@@ -96,25 +96,14 @@ class ExperimentIndex:
     def hashes(self, run: IndexedRun) -> tuple[str, str]:
         """Return `tree_hash` and `code_hash` of a run, each empty where it is not known.
 
-        Records of older versions lack them: the code is then that of the ancestor whose settings
-        were overridden, and what git has of that commit. It is looked up when it is asked for:
-        after a restart, the runs are read in the order of their names, and a child may come before
-        its parent.
+        Records of older versions lack them: git is asked then.
         """
-        ancestor, passed = run, set[str]()
-        while (
-            not ancestor.runtime.code_hash
-            and ancestor.plan.hypothesis.config_overrides
-            and ancestor.commit not in passed
-            and (parent := self._by_commit.get(ancestor.runtime.parent_commit or ""))
-        ):
-            passed.add(ancestor.commit)
-            ancestor = parent
-        tree, code = ancestor.runtime.tree_hash, ancestor.runtime.code_hash
+        runtime = run.runtime
         # What was refused before it ran has no record of its change: it is no earlier run.
-        if not code and ancestor.runtime.diff_hash and (found := self._from_git(ancestor)):
-            tree, code = found.tree, found.code
-        return (tree, code) if ancestor is run else ("", code)
+        was_run = runtime.diff_hash or runtime.parent_commit is None
+        if not runtime.code_hash and was_run and (found := self._from_git(run)):
+            return found.tree, found.code
+        return runtime.tree_hash, runtime.code_hash
 
     def change_of(self, run: IndexedRun) -> RunChange:
         """Return what a run changed in its base."""
