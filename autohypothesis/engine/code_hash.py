@@ -1,8 +1,7 @@
 """Tells a change of the code from a change of the settings, by two hashes of the artifacts.
 
-Runs with one code hash differ in their settings alone, so one can say what a setting did. A run
-with another one is of other code: nothing is concluded from it about a setting, whichever way the
-change was written down.
+Runs with one code hash differ in their settings alone, so one can say what a setting did, whichever
+way the change was written down. A run with another one says nothing about a setting.
 """
 
 from __future__ import annotations

@@ -113,10 +113,9 @@ class Evidence:
         """The noise threshold: smaller differences are noise."""
         return self.min_delta - EXACT
 
-    def compared(self, improvement: float, pairs: int = 0) -> str:
+    def compared(self, improvement: float) -> str:
         """Return an improvement in words, with the threshold."""
-        maximize = self.direction == "maximize"
-        return Comparison(improvement, self.min_delta, maximize, pairs).words
+        return Comparison(improvement, self.min_delta).words
 
 
 class Verdict(NamedTuple):
@@ -296,7 +295,7 @@ def _confirmed(
         if pair.value is not None and pair.base_value is not None
     ]
     mean, number = fmean(further), len(further)
-    average = f"{number} further pair{'s' * (number > 1)}: {evidence.compared(mean, number)}"
+    average = f"{number} further pair{'s' * (number > 1)}: {evidence.compared(mean)}"
     average += f", spread {stdev(further):.2g}" if number > 1 else ""
     detail = "; ".join([average, f"first {words}", *notes])
     if mean > 0 and mean >= evidence.least:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.files import load_or_none
@@ -29,7 +29,6 @@ MARKERS = "refs/autohypothesis/fleet/"
 """What tells a branch that a fleet made from one of the user's: `<tag>/<worker>`."""
 _ELSEWHERE = re.compile(r"refs/remotes/([^/]+)/autoresearch/(.+)")
 REFSPECS = "'refs/autohypothesis/*:refs/autohypothesis/*' 'refs/experiments/*:refs/experiments/*'"
-RESTORE = "python orchestrator.py restore"
 
 
 def reference_branch(tag: str) -> str:
@@ -120,16 +119,11 @@ def _is_behind(repository: Repository, at: str | None, commit: str) -> bool:
     return at is None or repository.is_ancestor(at, commit)
 
 
-class OwnCommits(NamedTuple):
-    """The commits of a person on the branch of a search, which keep it from following."""
+def own_commits(repository: Repository, tag: str, reference: str) -> tuple[str, str] | None:
+    """Return what keeps the branch of a search from following, and the command that helps.
 
-    problem: str
-    command: str
-    """Takes them into the search, or is the next step of that."""
-
-
-def own_commits(repository: Repository, tag: str, reference: str) -> OwnCommits | None:
-    """Return what to know of commits that the branch has and the reference has not."""
+    It is commits of a person that the reference does not have; None where there are none.
+    """
     name, ref = reference_branch(tag), reference_ref(tag)
     at = repository.read_ref(BRANCHES + tag)
     if at is None or at == reference:
@@ -138,7 +132,7 @@ def own_commits(repository: Repository, tag: str, reference: str) -> OwnCommits 
     if not own:
         return None
     commits = f"{own} commit{'s' * (own != 1)}"
-    return OwnCommits(
+    return (
         f"branch {name} has {commits} that the search {tag} does not have, so it does not follow"
         f" the reference; to leave them out: git branch -m {name} NAME; to take them in:",
         f"git rebase {ref} {name}" if lacking else f"git update-ref {ref} {name} {reference[:12]}",
@@ -156,4 +150,5 @@ def fetch_command(repository: Repository, tag: str | None = None) -> str:
     heads = repository.refs(f"refs/remotes/*/autoresearch/{tag or '*'}")
     names = (_ELSEWHERE.fullmatch(ref) for ref in heads)
     remote = next((match[1] for match in names if match), None)
-    return f"git fetch {remote} {REFSPECS}, then {RESTORE}" if remote else ""
+    restore = "python orchestrator.py restore"
+    return f"git fetch {remote} {REFSPECS}, then {restore}" if remote else ""

@@ -35,14 +35,10 @@ class Comparison:
     """Pairs of runs at further seeds of which the improvement is the mean; 0: it is of one pair."""
 
     @property
-    def delta(self) -> float:
-        """The metric minus that of its base."""
-        return (self.improvement if self.maximize else -self.improvement) + 0.0
-
-    @property
     def cell(self) -> str:
         """The difference and the threshold for a table: `-0.0450/0.03`."""
-        delta = f"{'-' if self.delta < 0 else '+'}{self._size(4)}"
+        is_lower = self.improvement < 0 if self.maximize else self.improvement > 0
+        delta = f"{'-' if is_lower else '+'}{self._size(4)}"
         return delta if self.min_delta is None else f"{delta}/{_short(self.min_delta)}"
 
     @property

@@ -100,8 +100,9 @@ def test_commits_of_a_person_on_the_branch_stay_and_are_taken_in_by_the_command_
     repair(search.project)
     assert (search.project.reference(), branch_of(search)) == (reference, own)
     while said := own_commits(repository, "t", reference):
-        assert "has 1 commit that" in said.problem and f"git branch -m {BRANCH}" in said.problem
-        run_git(elsewhere, *shlex.split(said.command)[1:])
+        problem, command = said
+        assert "has 1 commit that" in problem and f"git branch -m {BRANCH}" in problem
+        run_git(elsewhere, *shlex.split(command)[1:])
         run_git(elsewhere, "switch", "-q", "--detach")
         reference = search.project.reference()
     assert run_git(root, "show", f"{reference}:own.txt") == "mine"

@@ -372,10 +372,9 @@ class PublishedHistory:
         entries = self.project.repository.entries
         there = entries(known) if known else {}
         return all(
-            path in files or there.get(path) == entry
+            there.get(path) == entry
             for commit in commits
-            for files in (self._files(commit),)
-            for path, entry in entries(commit).items()
+            for path, entry in entries(commit).items() - self._files(commit).items()
         )
 
     def experiment(self, row: Mapping[str, Any]) -> str:

@@ -101,8 +101,8 @@ class RunChange(NamedTuple):
     @property
     def words(self) -> str:
         """The change in a few words; empty where there is none."""
-        parts = [edit_words(self.diff_stat)] if self.is_edit else []
-        return ", ".join([*parts, *filter(None, [settings_words(self.settings)])])
+        edit = edit_words(self.diff_stat) if self.is_edit else ""
+        return ", ".join(filter(None, [edit, settings_words(self.settings)]))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from autohypothesis.schema import Brief
 class Introduction:
     """What came of a first question."""
 
-    proposer: str
     seconds: float
     taken: int
     """The number of ideas that were queued."""
@@ -84,4 +83,4 @@ def introduce(project: Project, queue: Queue, proposer: Proposer, count: int) ->
     answer = answer_of(proposer, state.situation(queue, publisher.brief), count)
     seconds = time.monotonic() - started
     lines = intake.take(answer)
-    return Introduction(proposer.name, seconds, intake.proposed, answer.problem, lines)
+    return Introduction(seconds, intake.proposed, answer.problem, lines)

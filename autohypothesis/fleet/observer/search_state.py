@@ -1,6 +1,6 @@
-"""A read-only view of a search, which proposals are validated against.
+"""A read-only view of a search, from which proposals are made, and against which they are checked.
 
-Proposals are made from it and validated against it. Two ideas are equal if they make the same
+Two ideas are equal if they make the same
 files of the reference, or the same settings on the same code.
 """
 

@@ -155,7 +155,7 @@ class _FleetSetup:
                 base = taken
                 self.notes.append(f"the search goes on from your commit {base[:7]}")
         if own := own_commits(self.repository, self.tag, base):
-            self.notes.append(f"{own.problem} {own.command}")
+            self.notes.append(" ".join(own))
         fetch = fetch_command(self.repository, self.tag) if self.reference is None else ""
         if fetch:
             self.notes.append(
