@@ -27,6 +27,7 @@ from autohypothesis.commands.app import (
     complete_experiment,
 )
 from autohypothesis.commands.common import (
+    meant_tag,
     open_project,
     opened,
     out,
@@ -395,15 +396,12 @@ def _project(repo: Path, tag: str | None) -> tuple[Project, TaskError | None]:
     """
     from autohypothesis.engine.project import Project
     from autohypothesis.engine.task_file import foreign_task
-    from autohypothesis.records.layout import checked_id
-    from autohypothesis.records.ledger import active_tag
 
     try:
         return open_project(repo, tag=tag), None
     except TaskError as error:
         repository, layout = opened(repo)
-        active = checked_id(tag) if tag else active_tag(layout)
-        return Project(repository, layout, foreign_task(), active), error
+        return Project(repository, layout, foreign_task(), meant_tag(layout, tag)), error
 
 
 def _settle(

@@ -98,13 +98,20 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
         UnwritableError: naming the path and the system's reason; `path` is as it was before.
     """
     content = data.encode("utf-8", "replace") if isinstance(data, str) else data
-    temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-    try:
+    with _replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(temporary, content, durable, mode)
         os.replace(temporary, path)
         if durable:
             _flush_folder(path.parent)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file that is renamed to `path`; raise as `write_atomic`."""
+    temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    try:
+        yield temporary
     except OSError as error:
         raise UnwritableError(
             f"cannot write {path}: {error.strerror or error}",
@@ -123,8 +130,7 @@ def write_extended(path: Path, size: int, more: bytes) -> None:
     Raises:
         UnwritableError: naming the path and the system's reason; `path` is as it was before.
     """
-    temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-    try:
+    with _replacing(path) as temporary:
         with path.open("rb") as old, temporary.open("xb") as new:
             with suppress(AttributeError, OSError):  # not on every system and file system
                 while size and (done := os.copy_file_range(old.fileno(), new.fileno(), size)):
@@ -133,14 +139,6 @@ def write_extended(path: Path, size: int, more: bytes) -> None:
                 size -= new.write(piece)
             new.write(more)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UnwritableError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint=disk_full_advice(error.errno) or "see `df -h` and `ls -ld`",
-        ) from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
 
 
 def write_new(path: Path, data: bytes | str, *, durable: bool = True, mode: int = 0o644) -> bool:
