@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
         ("Do not change DEPTH.", ("name", "DEPTH")),
         ("`HEAD_DIM` must not be changed", ("name", "HEAD_DIM")),
         ("Leave WINDOW_PATTERN as it is.", ("name", "WINDOW_PATTERN")),
-        ("Don't touch the optimizer.", ("part", "optimizer")),
     ],
 )
 def test_a_plain_order_is_a_limit(text: str, limit: tuple[str, object]) -> None:

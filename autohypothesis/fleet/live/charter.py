@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autohypothesis.errors import AutohypothesisError, RecordError
@@ -25,12 +24,10 @@ from autohypothesis.schema import Steering
 if TYPE_CHECKING:
     from autohypothesis.engine.task import Task
 
-Kind = Literal["memory", "time", "parameters", "name", "part"]
+Kind = Literal["memory", "time", "parameters", "name"]
 MEMORY, PARAMETERS = "peak_vram_mb", "num_params_M"
 LIMIT = 1024 * 1024
 """Bytes of a page that a person wrote."""
-MOST = 20
-"""Limits of a page that are looked at."""
 _NEAR = 80
 """Characters before an amount that may make it a limit."""
 ROUNDING = 1.05
@@ -72,12 +69,6 @@ _ORDER = re.compile(
     re.I | re.S,
 )
 _NAME = re.compile(r"`([^`\n]{1,80})`|\b([A-Z][A-Z0-9_]{2,})\b")
-_PART = re.compile(
-    r"\bthe\s+((?:optimi[sz]er|architecture|depth|width|batch\s+size|(?:sequence|context)\s+length|"
-    r"learning[\s-]rates?|attention|activation(?:\s+function)?|vocabulary)(?:\s+size)?)\b",
-    re.I,
-)
-"""Parts of a script that one can name, and that no key of a block has."""
 _NO_ORDER = re.compile(
     r"\b(?:was|were|(?<!be )used|took|peaked|reached|ran|had|has|we have|saw|seen|measured|"
     r"reported|tried|stayed|ended|needed|for example|e\.g|elsewhere|unless|until|available|"
@@ -99,6 +90,13 @@ _NOT_PROSE = re.compile(
 _END = re.compile(r"[.!?;](?=\s+[^\d\s]|[*_])|\n[ \t]*(?=\n|[-*+] |\d+[.)] |#|\||>)")
 
 
+_CURES: dict[Kind, str] = {
+    "memory": "write `memory_limit_mb: %.0f` into the steering block",
+    "time": "the task can: `run: {deadline_seconds: %g}` for each run; `up --hours N` for a search",
+    "parameters": f"the task can: `constraints: {{{PARAMETERS}: {{hard: %g}}}}`",
+}
+
+
 class ProseLimit(NamedTuple):
     """A limit as the prose has it."""
 
@@ -108,7 +106,7 @@ class ProseLimit(NamedTuple):
     amount: float = 0.0
     """MiB, seconds, or millions of parameters."""
     name: str = ""
-    """A constant, a file or a part of the script that may not change."""
+    """A constant or a file that may not change."""
 
 
 def read_charter(layout: Layout) -> str:
@@ -155,8 +153,6 @@ def _limits_in(sentence: str) -> Iterator[tuple[int, ProseLimit]]:
     if _ORDER.search(sentence):
         for match in _NAME.finditer(sentence):
             yield match.start(), ProseLimit(0, words, "name", name=match[1] or match[2])
-        for match in _PART.finditer(sentence):
-            yield match.start(), ProseLimit(0, words, "part", name=" ".join(match[1].split()))
 
 
 def unbound_limits(layout: Layout) -> list[str]:
@@ -182,7 +178,7 @@ def unbound_limits(layout: Layout) -> list[str]:
 @lru_cache(maxsize=8)
 def _limits_of(layout: Layout, stamp: FileStamp | None) -> tuple[ProseLimit, ...]:
     """Return the limits of program.md, which is read again when its stamp is another."""
-    return tuple(islice(prose_limits(read_charter(layout)), MOST))
+    return tuple(prose_limits(read_charter(layout)))
 
 
 class _Held:
@@ -207,26 +203,16 @@ class _Held:
         task = self.task
         if limit.kind == "name":
             return self._cure_of_name(limit.name)
-        if limit.kind == "part":
-            return (
-                f"name the constants of the {limit.name} in `frozen: [...]` of the steering block"
-            )
         if limit.kind == "memory":
             held = [self.steering.memory_limit_mb, self._constraint(MEMORY)]
-            cure = f"write `memory_limit_mb: {limit.amount:.0f}` into the steering block"
         elif limit.kind == "parameters":
             held = [self._constraint(PARAMETERS)]
-            cure = f"the task can: `constraints: {{{PARAMETERS}: {{hard: {limit.amount:g}}}}}`"
         else:
             run, hours = (task.run, task.budget.hours) if task else (None, None)
             held = [hours * 3600 if hours else None, run.deadline_seconds if run else None]
             held += [run.budget.seconds if run and run.budget else None]
-            cure = (
-                f"the task can: `run: {{deadline_seconds: {limit.amount:g}}}` for each run;"
-                " `up --hours N` ends a search"
-            )
         is_held = any(value is not None and value <= limit.amount * ROUNDING for value in held)
-        return "" if is_held else cure
+        return "" if is_held else _CURES[limit.kind] % limit.amount
 
     def _constraint(self, metric: str) -> float | None:
         limit = self.task.constraints.get(metric) if self.task else None
