@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,8 @@ def test_a_change_of_state_is_written_at_once_and_the_rest_once_a_second(
 ) -> None:
     written: list[str] = []
     monkeypatch.setattr(presence, "write_heartbeat", lambda _, one: written.append(one.state))
+    moment = [1_000.0]
+    monkeypatch.setattr(presence, "time", SimpleNamespace(monotonic=lambda: moment[0]))
     pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     for _ in range(100):
         pulse.enter("preparing")
@@ -104,7 +107,7 @@ def test_a_change_of_state_is_written_at_once_and_the_rest_once_a_second(
     assert written == ["preparing"]
     pulse.enter("idle")
     assert written == ["preparing", "idle"]
-    pulse._due = 0.0
+    moment[0] += presence.BEAT_S
     pulse.tick()
     pulse.tick()
     assert written == ["preparing", "idle", "idle"]

@@ -90,9 +90,12 @@ time.sleep(60)
 """
 
 
-def _kill_parent(make_launch: MakeLaunch, tmp_path: Path, after: float) -> bool:
-    """Kill the starter; True if its shim had begun, and then finished."""
-    launch = make_launch("steady", "0.1")
+def _kill_parent(make_launch: MakeLaunch, tmp_path: Path, after: float | None) -> bool:
+    """Kill the starter so many seconds after it could start a shim; None: once that trains.
+
+    True if its shim had begun, and then finished.
+    """
+    launch = make_launch("gated")
     given = tmp_path / "given.json"
     given.write_bytes(launch.to_json())
     parent = subprocess.Popen(
@@ -101,10 +104,14 @@ def _kill_parent(make_launch: MakeLaunch, tmp_path: Path, after: float) -> bool:
         cwd=Path(__file__).parents[2],
     )
     assert parent.stdout is not None and parent.stdout.readline()
-    time.sleep(after)
+    if after is None:
+        wait_until((launch.run.out / "pid").exists)
+    else:
+        time.sleep(after)
     parent.kill()
     parent.wait()
     parent.stdout.close()
+    (launch.run.out / "go").touch()
     if shim.claim(launch.run):
         assert not launch.run.log.exists()
         return False
@@ -116,10 +123,10 @@ def _kill_parent(make_launch: MakeLaunch, tmp_path: Path, after: float) -> bool:
 def test_a_shim_survives_the_death_of_its_parent(
     make_launch: MakeLaunch, tmp_path: Path, rounds: int
 ) -> None:
-    # From "at once" to "surely begun", and between the two by chance.
-    waits = [0.0, 0.3, *(random.uniform(0, 0.15) for _ in range(rounds - 2))]
-    begun = [_kill_parent(make_launch, tmp_path, wait) for wait in waits]
-    assert any(begun)
+    chance = [random.uniform(0, 0.15) for _ in range(rounds - 2)]
+    for wait in (0.0, *chance):
+        _kill_parent(make_launch, tmp_path, wait)
+    assert _kill_parent(make_launch, tmp_path, None)
 
 
 @rounds
