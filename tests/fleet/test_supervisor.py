@@ -342,8 +342,9 @@ def test_a_supervisor_that_starts_slowly_is_no_failure(
 ) -> None:
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
     monkeypatch.setattr(process_specs, "command_line", lambda layout: slow)
-    monkeypatch.setattr(process_specs, "START_S", 0.3)
-    pid, is_at_work = process_specs.detach(Layout(tmp_path), ["up"])
+    with monkeypatch.context() as hasty:
+        hasty.setattr(process_specs, "START_S", 0.3)
+        pid, is_at_work = process_specs.detach(Layout(tmp_path), ["up"])
     try:
         assert not is_at_work and Path(f"/proc/{pid}").exists()
     finally:

@@ -85,6 +85,13 @@ class Running:
         except BaseException as error:
             self.error = error
 
+    def has_prepared(self, hypothesis_id: str) -> bool:
+        """Whether it is ready to begin, as soon as the device is free."""
+        ahead = self.worker.next
+        return (
+            ahead is not None and ahead.is_over and ahead.hypothesis.hypothesis_id == hypothesis_id
+        )
+
     def end(self, *, abandoned: bool = False) -> None:
         self.stop.leave(abandoned=abandoned)
         self._thread.join(60)
@@ -388,7 +395,7 @@ def test_an_abandoned_worker_leaves_its_training_to_its_successor(floor: Floor) 
     first, second = floor.propose(2, overrides={"GATE": str(gate)})
     running = Running(FleetWorker(floor.project, ENTRY))
     until(lambda: floor.trains(f"{first}-1"))
-    until(lambda: floor.seen().next_hypothesis_id == second)
+    until(lambda: running.has_prepared(second))
     running.end(abandoned=True)
     assert floor.is_running(f"{first}-1")
     assert floor.claims() == [first]
@@ -687,7 +694,7 @@ def one_trains_one_is_ready(floor: Floor) -> Iterator[tuple[Played, str, str]]:
     gate = Played(status="completed", metric_value=1.0)
     with floor.working(executor=gate) as running:
         until(lambda: gate.submitted == [f"{first}-1"])
-        until(lambda: (ahead := running.worker.next) is not None and ahead.is_over)
+        until(lambda: running.has_prepared(second))
         running.worker._look_at = float("inf")
         yield gate, first, second
 
