@@ -310,8 +310,12 @@ def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     check(Project.open(place.root))
 
 
-def test_of_two_loops_at_once_one_is_refused(place: Place) -> None:
+def test_of_two_loops_at_once_one_is_refused(place: Place, until: Until) -> None:
+    gate = place.root / "go"
+    place.script('GATE = ""', f"GATE = {str(gate)!r}")
     both = [place.start("--max", "1", "--tag", "t") for _ in range(2)]
+    until(lambda: any(process.poll() is not None for process in both))
+    gate.touch()
     said = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], said
     refused = said[[process.returncode for process in both].index(1)]
