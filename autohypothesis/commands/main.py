@@ -74,13 +74,13 @@ class Loaded(Mapping[str, Any]):
 def _built(name: str, module: str, panel: str) -> Any:
     """Import the module of a command, or of a group of commands, and build that alone."""
     import_module(f"autohypothesis.commands.{module}")
-    group = next((one for one in registered.registered_groups if one.name == name), None)
+    group = next((each for each in registered.registered_groups if each.name == name), None)
     if group is not None and group.typer_instance is not None:
         built: Any = typer.main.get_group(group.typer_instance)
     else:
         alone = CommandGroup(add_completion=False)
         commands = registered.registered_commands
-        alone.registered_commands = [one for one in commands if one.name == name]
+        alone.registered_commands = [command for command in commands if command.name == name]
         built = typer.main.get_command(alone)
     built.name, built.rich_help_panel, built.hidden = name, panel, name in ALIASES
     return built

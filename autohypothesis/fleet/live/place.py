@@ -1,4 +1,4 @@
-"""Whether a repository still lies where its records and its git say."""
+"""Tells whether a repository was moved or copied since its paths were written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autohypothesis.schema import Manifest
 
 
 class Move(NamedTuple):
-    """What still names the folder that the repository was in."""
+    """The paths that still lead to the folder that the repository was in."""
 
     former: Path | None
     """The folder in the manifest; None where that is this one."""

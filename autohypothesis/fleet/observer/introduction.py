@@ -1,8 +1,7 @@
 """A first question to a proposer that is new to a search, before a fleet relies on it.
 
-It is the question that the observer asks, with the baseline decided, and what is answered goes the
-same way into the queue. So nothing of it is lost, and what is wrong with the program is seen while
-its user still looks.
+The question and the way of the answer into the queue are the observer's. What is wrong with the
+program is seen before its user leaves.
 """
 
 from __future__ import annotations

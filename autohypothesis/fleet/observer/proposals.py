@@ -101,9 +101,10 @@ class ProposerPool:
         """Return the first that can answer.
 
         Args:
-            device_idle: a device has nothing to do, so nobody waits for one that still thinks.
-            has_results: the baseline is decided. Before that, those are asked that are content
-                with its settings, as long as no other comes before them.
+            device_idle: a device has nothing to do, so the next proposer is asked while another
+                one still thinks.
+            has_results: the baseline is decided. Before that only proposers that are asked early
+                are asked, up to the first one that is not.
         """
         if count <= 0:
             return None

@@ -113,12 +113,12 @@ class Digest:
     experiments_per_hour: float | None
     kept: list[KeptStep]
     confirmed: list[str]
-    """Kept after they were met again at further seeds."""
+    """Kept, since runs at further seeds were better too."""
     provisional: list[str]
     refuted: list[str]
-    """Kept, and found to be nothing later."""
+    """Kept, and no better than their base in later runs."""
     not_confirmed: list[str]
-    """Wins on one seed that were not kept, since they were none at others."""
+    """Better on one seed, and not kept, since runs at further seeds were no better."""
     near_misses: list[NearMiss]
     crashes: list[CrashKind]
     lost: list[CrashKind]

@@ -29,7 +29,7 @@ def settle_in(project: Project) -> str:
     move = find_move(repository, layout)
     if move is None or list_active(layout):
         return ""
-    said = str(move)
+    how = str(move)  # as it is before anything is mended
     with hold(layout, "fleet", doing="following a move"), repository.lock():
         others = move.former is not None and not move.former.exists()
         repair_links(layout.root, repository.common_dir, move.worktrees, others=others)
@@ -39,7 +39,7 @@ def settle_in(project: Project) -> str:
     manifest = read_manifest(layout)
     if manifest is not None and manifest.workers:
         prompts.write_all(project, manifest)
-    return f"{said}: its worktrees and its manifest are put right"
+    return f"{how}: its worktrees and its manifest are put right"
 
 
 def manifest_here(layout: Layout, content: bytes) -> bytes:
