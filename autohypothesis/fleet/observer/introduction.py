@@ -55,7 +55,8 @@ def situation_now(project: Project, queue: Queue) -> Situation:
     """Return the situation that a proposer is asked in, with the brief as it was last written."""
     state = current_state(project)
     written = load_or_none(Brief, project.layout.brief)
-    return state.situation(queue, written or brief_now(project, queue))
+    brief = written or compose_brief(project, _sources(project, queue, state), queue.problems)
+    return state.situation(queue, brief)
 
 
 def brief_now(project: Project, queue: Queue) -> Brief:
