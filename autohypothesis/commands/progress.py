@@ -111,6 +111,7 @@ class FleetLines:
 def line_of(decision: dict[str, Any]) -> str:
     """Return `keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
     from autohypothesis.plain import table_text
+    from autohypothesis.records.comparison import fixed
     from autohypothesis.records.outcomes import shown_as
 
     reason, value = str(decision.get("reason", "")), decision.get("metric_value")
@@ -118,7 +119,7 @@ def line_of(decision: dict[str, Any]) -> str:
     words = [
         f"{status:<9}",
         str(decision.get("experiment_id", "?")),
-        f"{value:.6f}" if isinstance(value, (int, float)) else "-",
+        fixed(value, 6) if isinstance(value, (int, float)) else "-",
         *([reason] if reason != status else []),
     ]
     if detail := decision.get("detail"):

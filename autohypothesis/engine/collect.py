@@ -42,6 +42,7 @@ from autohypothesis.errors import (
 )
 from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.bundles import uncollected
+from autohypothesis.records.comparison import fixed
 from autohypothesis.records.files import (
     load,
     load_or_none,
@@ -244,7 +245,7 @@ def result_of(
         title=spec.title,
         outcome=f"{failure.kind}: {failure.detail}"
         if failure
-        else f"{objective.metric} {value:.6f}",
+        else f"{objective.metric} {fixed(value, 6)}",
         failure_kind=failure.kind if failure else None,
         failure_detail=failure.detail if failure else "",
         log_tail=tail if failure else "",

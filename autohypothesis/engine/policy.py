@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autohypothesis.errors import SettleError
-from autohypothesis.records.comparison import EXACT, Comparison
+from autohypothesis.records.comparison import EXACT, Comparison, value_words
 from autohypothesis.schema import Confirmation, Direction, FailureKind, finite
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def verdict_of(evidence: Evidence) -> Verdict | NeedsConfirmation:
         return Verdict("crash", "no_metric", f"{evidence.metric} is {value!r}")
     notes = [*_limits_exceeded(evidence, "soft"), *([evidence.flag] if evidence.flag else [])]
     if evidence.is_baseline:
-        return Verdict("keep", "baseline", "; ".join([f"{evidence.metric} {value:.6g}", *notes]))
+        words = f"{evidence.metric} {value_words(value)}"
+        return Verdict("keep", "baseline", "; ".join([words, *notes]))
     if evidence.is_replicate:
         return _replicate(evidence, value, notes)
     if evidence.improvement is None:
@@ -219,9 +220,7 @@ def _replicate(evidence: Evidence, value: float, notes: list[str]) -> Verdict:
 
     Its reason is `constraint` or `unattested` where it may not be used as a pair.
     """
-    words = f"{evidence.metric} {value:.6g}"
-    if evidence.reference_value is not None:
-        words += f" against {evidence.reference_value:.6g}"
+    words = f"{evidence.metric} {value_words(value, evidence.reference_value)}"
     broken = _limits_exceeded(evidence, "hard")
     reason = "constraint" if broken else "unattested" if evidence.unattested else "replicate"
     detail = "; ".join([*broken, words, *notes])
@@ -231,7 +230,7 @@ def _replicate(evidence: Evidence, value: float, notes: list[str]) -> Verdict:
 def _compared(
     evidence: Evidence, value: float, improvement: float, notes: list[str]
 ) -> Verdict | NeedsConfirmation:
-    words = f"{evidence.metric} {value:.6g} against {evidence.reference_value:.6g}"
+    words = f"{evidence.metric} {value_words(value, evidence.reference_value)}"
     words += f", {evidence.compared(improvement)}"
 
     def discard(reason: str, *first: str, requeue: bool = False) -> Verdict:

@@ -224,6 +224,9 @@ def _pattern_problems(
                 prefix = "" if folder == PurePosixPath() else f"{folder}/"
                 names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
                 words = f"{pattern!r} matches no file{did_you_mean(pattern, names)}"
+                if prefix and matching(files, [pattern]):
+                    words = f"{pattern!r} matches no file below {prefix}, but at the top of the"
+                    words += " repository; to begin there: `root: repository`"
                 yield TaskProblem(location, words)
             elif overlap:
                 words = f"{pattern!r} matches {overlap[0]!r}, which is protected"
@@ -345,7 +348,24 @@ def _words(fault: ErrorDetails, model: type[BaseModel]) -> str:
         return "is missing"
     if fault["type"] == "value_error":
         return str(context.get("error", fault["msg"]))
-    return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {repr(value)[:60]}"
+    given = "empty" if value is None else repr(value)[:60]
+    for kind, words in _KINDS.items():
+        if fault["type"].startswith(kind):
+            return f"should be {words}, not {given}"
+    return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {given}"
+
+
+_KINDS = {
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping of keys to values",
+    "model": "a mapping of keys to values",
+    "string_type": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
+"""How a type of pydantic's faults begins -> the word for what belongs there."""
 
 
 def _known_keys(model: type[BaseModel]) -> list[str]:

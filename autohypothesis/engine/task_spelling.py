@@ -58,7 +58,8 @@ class Respelled:
 
 def respelled(data: Mapping[str, Any]) -> Respelled:
     """Return the content of a task file in our spelling; what is wrong in it stays as it is."""
-    ours = Respelled(dict(data))
+    # A key without a value is one that is not there.
+    ours = Respelled({key: value for key, value in data.items() if value is not None})
     if isinstance(data.get("artifacts"), dict):
         _artifacts(ours, data["artifacts"])
     if isinstance(data.get("constraints"), list):
@@ -69,7 +70,7 @@ def respelled(data: Mapping[str, Any]) -> Respelled:
     scorer = ours.data.get("scorer")
     if isinstance(data.get("runner"), dict) and isinstance(scorer, dict) and scorer.get("command"):
         scorer.setdefault("cwd", ".")  # a published scorer does not follow the runner
-    if "logging" in data:
+    if "logging" in ours.data:
         del ours.data["logging"]
         ours.notes.append(
             "logging has no effect: one JSON line for each iteration is always appended to"

@@ -18,6 +18,8 @@ EXACT = 1e-12
 """Tolerance for errors of floating-point arithmetic."""
 DELTA = "delta/min"
 """The head of a column of `Comparison.cell`: the difference, then the threshold `min_delta`."""
+TINY = 1e-6
+"""What is smaller is written with an exponent."""
 RUN_AT_MORE_SEEDS = "python orchestrator.py run-experiment --replicate"
 """The command that runs a near miss at more seeds; its argument is an experiment."""
 
@@ -38,7 +40,8 @@ class Comparison:
     def cell(self) -> str:
         """The difference and the threshold for a table: `-0.0450/0.03`."""
         is_lower = self.improvement < 0 if self.maximize else self.improvement > 0
-        delta = f"{'-' if is_lower else '+'}{self._size(4)}"
+        small = max(abs(self.improvement), self.min_delta or 0.0) < 1e-4
+        delta = f"{'-' if is_lower else '+'}{self._size(self._decimals if small else 4)}"
         return delta if self.min_delta is None else f"{delta}/{_short(self.min_delta)}"
 
     @property
@@ -57,9 +60,13 @@ class Comparison:
     @property
     def size(self) -> str:
         """The difference without its sign, with two digits at least."""
-        size = abs(self.improvement)
-        text = self._size(4 if not size else max(4, 1 - math.floor(math.log10(size))))
+        text = self._size(self._decimals)
         return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+    @property
+    def _decimals(self) -> int:
+        size = abs(self.improvement)
+        return max(4, 1 - math.floor(math.log10(size))) if size else 4
 
     def _size(self, decimals: int) -> str:
         """Return the size with as many decimals as it takes to read as it was judged.
@@ -72,9 +79,31 @@ class Comparison:
         is_noise = size < least or not size
         for number in range(decimals, 18):
             text = f"{size:.{number}f}"
+            if 0 < size < TINY:
+                text = f"{size:.{number - decimals + 2}g}"
             if (float(text) < least or not float(text)) == is_noise:
                 return text
         return repr(size)
+
+
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """Return a number with so many decimals; a small one has two digits at least."""
+    if 0 < abs(value) < 10.0 ** (1 - digits):
+        return f"{value:{sign}.2g}"
+    return f"{value:{sign}.{digits}f}"
+
+
+def value_words(value: float, base: float | None = None) -> str:
+    """Return `1.95582 against 1.95134`: six digits, and more where it takes them to tell the two
+    apart or to write a large number in full; without a base the value alone."""
+    numbers = [value] if base is None else [value, base]
+    largest = max(map(abs, numbers))
+    first = max(6, math.floor(math.log10(largest)) + 1) if 0 < largest < 1e15 else 6
+    for digits in range(first, 18):
+        texts = [f"{one:.{digits}g}" for one in numbers]
+        if len(set(texts)) == len(set(numbers)):
+            break
+    return " against ".join(texts)
 
 
 def _short(value: float) -> str:

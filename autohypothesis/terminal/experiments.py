@@ -190,7 +190,7 @@ def _numbers(results: Results) -> Iterator[tuple[str, Cell]]:
         text = Text(f"{metric} {number(results.best.value, 6)}", "bold green")
         if results.gain and results.start is not None and results.start.value:
             part = 100 * results.gain / abs(results.start.value)
-            text.append(f", better by {results.gain:.6f} ({part:.1f} %)", "default")
+            text.append(f", better by {number(results.gain, 6)} ({part:.1f} %)", "default")
         yield "best", text.append(f"  {plain_line(results.best.description)}", "default")
     yield "keep rate", share(results.keep_rate)
     if results.crashes:

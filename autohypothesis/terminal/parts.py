@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.plain import plain_line
+from autohypothesis.records.comparison import fixed
 from autohypothesis.records.outcomes import counts_line
 
 Cell = Text | str
@@ -55,9 +56,7 @@ def styled(status: str) -> str:
 
 def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
     """Return a measurement for a table; an en dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return "–" if value is None else fixed(value, digits, "+" if signed else "")
 
 
 def duration(seconds: float | None) -> str:
@@ -109,7 +108,7 @@ def better(gain: float | None, part: float | None) -> str:
     if gain is None:
         return ""
     word = "better" if gain > 0 else "worse" if gain < 0 else "no better"
-    size = f" by {abs(gain):.4f}" if gain else ""
+    size = f" by {number(abs(gain))}" if gain else ""
     return f"{word}{size}" + (f" ({100 * abs(part):.1f} %)" if part and gain else "")
 
 

@@ -23,7 +23,7 @@ from autohypothesis.engine.policy import (
 )
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import SettleError
-from autohypothesis.records.comparison import Comparison, is_near_miss
+from autohypothesis.records.comparison import Comparison, fixed, is_near_miss
 from autohypothesis.schema import FAILURE_KINDS
 
 BASE = Evidence(value=1.50, reference_value=1.55, min_delta=0.02, lines_changed=3)
@@ -187,6 +187,29 @@ def win(*pairs: Pair, **changes: object) -> Evidence:
 def pairs(*improvements: float) -> list[Pair]:
     """Complete pairs that are better by so much."""
     return [Pair(43 + i, 1.6 - better, 1.6) for i, better in enumerate(improvements)]
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "cell", "words"),
+    [
+        (1.5e-9, 2e-9, "-5e-10/1e-10", "1.5e-09 against 2e-09, 5e-10 better"),
+        (0.4999999, 0.5, "-1e-07/0", "0.4999999 against 0.5, 1e-07 better"),
+        (1234567.25, 1235067.25, "-500.0000/1000", "1234567 against 1235067, 500 better"),
+        (1.95582, 1.95134, "+0.0045/0.03", "1.95582 against 1.95134, 0.0045 worse"),
+    ],
+)
+def test_small_and_large_numbers_are_told_apart(
+    value: float, base: float, cell: str, words: str
+) -> None:
+    least = float(cell.partition("/")[2])
+    shown = Comparison(base - value, least)
+    detail = judged(
+        Evidence(
+            value=value, reference_value=base, metric="score", min_delta=least, direction="minimize"
+        )
+    ).detail
+    assert shown.cell == cell and f"score {words}" in detail
+    assert fixed(value, 6) == {1.5e-9: "1.5e-09"}.get(value, f"{value:.6f}")
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,15 @@ def test_a_published_key_without_effect_is_named_with_the_reason(tmp_path: Path)
     assert "'*.bak', which is left out, matches no file" in notes[-1]
 
 
+def test_a_key_without_a_value_is_one_that_is_not_there(load: Load) -> None:
+    assert load(f"{GOOD}constraints:\nrunner:\nlogging:\n") == load(GOOD)
+
+
+def test_a_pattern_that_matches_at_the_top_only_says_how_to_begin_there(load: Load) -> None:
+    with pytest.raises(TaskFileError, match=r"below tasks/a/, .* `root: repository`"):
+        load("id: a\nartifacts: [prompts/a.md]\n", "tasks/a/task.yaml")
+
+
 def test_published_patterns_are_read_from_the_top_when_the_task_folder_has_none(load: Load) -> None:
     task = load("id: a\nartifacts: {include: ['prompts/*']}\n", "tasks/a/task.yaml")
     assert task.artifacts_in(FILES) == ["prompts/a.md", "prompts/b.md"]
@@ -306,6 +315,9 @@ def test_published_patterns_are_read_from_the_top_when_the_task_folder_has_none(
         ("runner: {timeout: 1, timeout_seconds: 2}", 3, "another name of `run.deadline_seconds`"),
         ("mutator:\n  timeout: 3\n  timeout_seconds: 2", 4, "of `mutator.timeout_seconds`"),
         ("runner:\n  timeout: -1", 4, "runner.timeout: input should be greater than 0"),
+        ("runner: {timeout: 10m}", 3, "runner.timeout: should be a number, not '10m'"),
+        ("policy: keep", 3, "policy: should be a mapping of keys to values, not 'keep'"),
+        ("protected: a.md", 3, "protected: should be a list, not 'a.md'"),
         ("runner:\n  cwd: promts", 4, "runner.cwd: 'promts' is no folder"),
         ("runner: {comand: a}", 3, "runner.comand: unknown key (did you mean 'command'?)"),
         ("constraints: [{max: 3}]", 3, "is not {metric: NAME, hard: LIMIT}"),

@@ -26,7 +26,7 @@ from autohypothesis.fleet.knowledge.knowledge_base import (
     edit_words,
 )
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
-from autohypothesis.records.comparison import comparison_of, is_near_miss, near_misses
+from autohypothesis.records.comparison import comparison_of, fixed, is_near_miss, near_misses
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.locks import hold
@@ -336,14 +336,14 @@ def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
     value, compared = finite(row.get("metric_value")), comparison_of(row)
     if value is None:
         return f"{row['id']}: {row.get('failure_kind') or row.get('status')}"
-    text = f"{row['id']}: {row.get('metric_name') or 'metric'} {value:.6f}"
+    text = f"{row['id']}: {row.get('metric_name') or 'metric'} {fixed(value, 6)}"
     if compared is not None:
         text += f", {compared.words}"
     if len(seeds) < 2:
         return f"{text}, 1 seed"
     values = list(seeds.values())
     spread = max(values) - min(values)
-    return f"{text}, {len(values)} seeds: mean {fmean(values):.6f}, spread {spread:.6f}"
+    return f"{text}, {len(values)} seeds: mean {fixed(fmean(values), 6)}, spread {fixed(spread, 6)}"
 
 
 def _seeds(rows: Sequence[Row], wanted: Set[str]) -> dict[str, dict[object, float]]:
