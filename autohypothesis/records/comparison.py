@@ -86,8 +86,10 @@ class Comparison:
         return repr(size)
 
 
-def fixed(value: float, digits: int, sign: str = "") -> str:
-    """Return a number with so many decimals; a small one has two digits at least."""
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """Return a number with so many decimals, of a small one with two digits; of None a dash."""
+    if value is None:
+        return "–"
     if 0 < abs(value) < 10.0 ** (1 - digits):
         return f"{value:{sign}.2g}"
     return f"{value:{sign}.{digits}f}"

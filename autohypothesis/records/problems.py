@@ -13,6 +13,7 @@ from autohypothesis.records.layout import Place, RunPaths
 LIMIT = 64 * 1024 * 1024
 """Bytes of problems.json: some 300,000 entries."""
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+_UNREADABLE = re.compile(r"(is not (?:JSON|UTF-8)): .*")
 _RUN_FILES = {place.name for place in vars(RunPaths).values() if isinstance(place, Place)}
 
 
@@ -25,7 +26,7 @@ def problem_lines(problems: Iterable[tuple[str, str]]) -> list[str]:
     """
     kinds: dict[tuple[str, str], tuple[str, list[str]]] = {}
     for path, reason in problems:
-        kind = _purpose(path), _VARYING.sub("#", reason)
+        kind = _purpose(path), _VARYING.sub("#", _UNREADABLE.sub(r"\1", reason))
         kinds.setdefault(kind, (reason, []))[1].append(path)
     return [
         f"{paths[0]}: {reason}"

@@ -56,7 +56,7 @@ def styled(status: str) -> str:
 
 def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
     """Return a measurement for a table; an en dash for None."""
-    return "–" if value is None else fixed(value, digits, "+" if signed else "")
+    return fixed(value, digits, "+" if signed else "")
 
 
 def duration(seconds: float | None) -> str:

@@ -170,6 +170,14 @@ def test_damage_of_one_kind_is_one_line_and_costs_nothing_the_next_time(
     assert sync(tree.layout).problems == report.problems
 
 
+def test_files_that_are_cut_off_anywhere_are_one_kind(tree: Any) -> None:
+    for number in range(12):
+        path = tree.layout.run(name_of(number)).result
+        path.write_bytes(path.read_bytes()[: 40 + 7 * number])
+    report = sync(tree.layout)
+    assert len(problem_lines((each.path, each.reason) for each in report.problems)) == 1
+
+
 def test_a_run_that_comes_later_is_placed_by_its_time(tree: Any) -> None:
     layout = tree.layout
     shutil.move(layout.run(name_of(3)).folder, layout.root / "away")
