@@ -36,7 +36,7 @@ from autohypothesis.records.outcomes import (
     tried,
     word_of,
 )
-from autohypothesis.records.rows import is_baseline
+from autohypothesis.records.rows import IMPORTED, is_baseline
 from autohypothesis.schema import Decision, Hypothesis, Plan, now, rfc3339
 
 
@@ -168,7 +168,9 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     others = [
         (word_of(row), row)
         for name, row in by_id.items()
-        if name not in latest and (since is None or str(row.get("timestamp")) >= rfc3339(since))
+        if name not in latest
+        and (row.get("ordinal") is None or row.get("decided_by") == IMPORTED)
+        and (since is None or str(row.get("timestamp")) >= rfc3339(since))
     ]
     words = [*((_word(*each), each[0]) for each in decided), *others]
     outcomes = tally((word, is_baseline(dict(row))) for word, row in words).outcomes
