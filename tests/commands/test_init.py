@@ -169,6 +169,17 @@ def test_a_search_takes_in_the_commit_of_its_task_file_and_no_other_commit(
     )
 
 
+def test_the_reference_is_measured_before_ideas_where_the_noise_became_the_threshold(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    """`init` measures under another `min_delta` than the search that follows it."""
+    noisy = "RATE = 0.4\nprint('val_loss:', 1 + RATE + int(os.environ['SEED']) / 1000)\n"
+    root = new_repository(tmp_path / "r", {"train.py": f"import os\n{noisy}"})
+    assert ran(root)[1]["smallest_gain"] == pytest.approx(0.002)
+    loop = called("run-loop", "--max", "2", cwd=root)
+    assert loop.returncode == 0 and "2 of 2 experiments: 1 replicate, 1 " in loop.stderr
+
+
 def test_a_clone_of_the_project_keeps_the_task_that_it_has(
     tmp_path: Path, new_repository: NewRepository
 ) -> None:

@@ -296,8 +296,8 @@ class Observer:
     def _schedule_baseline(self) -> None:
         if self.baseline.queue_baseline():
             self._log("the baseline is queued")
-        if self.reference is not None and self.reference.experiment_id is None:
-            self._log(*self.baseline.queue_moved(self.reference.commit))
+        if self.reference is not None:
+            self._log(*self.baseline.queue_unmeasured(self.index, self.reference))
         room, idle = self.criteria.room(), len(self.dispatcher.idle())
         idle = idle if room is None else min(idle, room)
         if added := self.baseline.queue_repeats(idle):

@@ -12,7 +12,7 @@ from autohypothesis.engine.scoring import metric_advice
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
-from autohypothesis.fleet.observer.search_state import ExperimentIndex
+from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import LiveHistory
@@ -221,18 +221,26 @@ class BaselineSchedule:
         """Put the baseline in front of everything, unless it is somewhere already."""
         return not self.history.has_reference() and self.queue.add_baseline() is not None
 
-    def queue_moved(self, commit: str) -> list[str]:
-        """Queue a run of a reference that was moved by hand to a commit that never ran; a line.
+    def queue_unmeasured(self, index: ExperimentIndex, reference: Reference) -> list[str]:
+        """Queue a run of a reference that none was begun of under the task as it is; a line.
 
-        Ideas start from the settings of the reference's run, so none is asked for before it.
+        So it is where a person moved the reference or edited the task: what is tried on it could
+        not be decided.
         """
-        source = f"reference-{commit[:12]}"
-        if not self.history.has_reference() or source in self.queue.sources():
+        commit, wanted = reference.commit, reference.task_hash
+        source = f"reference-{commit[:12]}-{wanted[:12]}"
+        if not self.history.has_reference() or any(
+            run.commit == commit and run.runtime.task_hash in ("", wanted)
+            for run in index.runs.values()
+        ):
+            return []
+        if source in self.queue.sources():
             return []
         again = Experiment(
             Change(),
-            title=f"baseline at {commit[:7]}",
-            rationale="the reference was moved to a commit that has no result",
+            title=f"the reference {commit[:7]} as it is now",
+            rationale="nothing of this task was measured there",
+            replicates=reference.experiment_id,
         )
         return [queue_repeat(self.queue, source, again)]
 

@@ -18,6 +18,7 @@ from autohypothesis.engine.constants import same, settable_names, value_texts
 from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, RecordError
 from autohypothesis.fleet.knowledge.knowledge_base import RunChange
 from autohypothesis.fleet.live.charter import read_charter
@@ -193,6 +194,8 @@ class Reference:
     names: tuple[str, ...] = ()
     """Constants that can be set."""
     code_hash: str = ""
+    task_hash: str = ""
+    """Of the task as it is, with what this commit protects."""
     _candidates: dict[str, Candidate] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -207,7 +210,14 @@ class Reference:
     @classmethod
     def _read(cls, index: ExperimentIndex, commit: str, run: IndexedRun | None) -> Reference:
         sources = _sources(index.project, commit)
-        unnamed = cls(commit, sources, None, None, _constants(sources))
+        task, entries = index.project.task, index.project.repository.entries(commit)
+        unnamed = cls(
+            commit,
+            sources,
+            None,
+            names=_constants(sources),
+            task_hash=task_hash(task, protected_blobs(task, entries)),
+        )
         if run is None:
             return unnamed
         settings, name = unnamed.by_name(run.settings), run.plan.experiment_id
