@@ -28,7 +28,9 @@ import typer
 
 from autohypothesis.engine.task_file import load_task
 from autohypothesis.fleet.live import steering
+from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Steering
+from benchmarks._predecessor import write_run
 from tests.conftest import ROOT, Cli, copy_of_the_project
 
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -49,9 +51,11 @@ STAND_INS = {
     "make test": "true",
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
-"""The pages with commands; each is run in a clone of its own."""
+"""Pages with commands; each is run in a clone of its own."""
 USAGE = "USAGE.md"
 """Its task is run by a test of its own."""
+FIRST_HOUR = "docs/first-hour.md"
+"""Each section is run by itself; those with a fleet are slow."""
 LONG = ("README.md", "SKILL.md", "program.md", "docs/fleet.md")
 """Those that train for minutes, fleet and all."""
 OF_THE_HUB = ("docs/hub.md", "program_agenthub.md")
@@ -76,7 +80,11 @@ PAGES = [
 
 def commands(page: str) -> Iterator[str]:
     """The lines of every `sh` block, without their remarks; a here-document is one command."""
-    for block in FENCE.findall((ROOT / page).read_text(encoding="utf-8")):
+    return commands_in((ROOT / page).read_text(encoding="utf-8"))
+
+
+def commands_in(text: str) -> Iterator[str]:
+    for block in FENCE.findall(text):
         lines = iter(block.splitlines())
         for line in lines:
             if HERE in line:
@@ -173,7 +181,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_commands_of_every_page_are_run() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
-    assert {page for page in pages if list(commands(page))} == {*RUN, *OF_THE_HUB}
+    assert {page for page in pages if list(commands(page))} == {*RUN, FIRST_HOUR, *OF_THE_HUB}
 
 
 def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str, str]) -> None:
@@ -186,6 +194,36 @@ def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str,
     kept = [line for line in lines if line["status"] == "keep"]
     assert kept and git(task, "rev-parse", "main") == kept[-1]["commit"]
     assert len((task / "advice.txt").read_text().split()) == kept[-1]["candidate_score"] < 16
+
+
+@pytest.mark.parametrize(
+    ("title", "wanted"),
+    [
+        pytest.param("A fleet, and what it found", "main ", marks=pytest.mark.slow),
+        pytest.param("A proposer of your own", '"title": "', marks=pytest.mark.slow),
+        ("A task of your own", "better by"),
+        ("A repository that is not ours", "main moved from"),
+        ("A search that another tool began", "search       imported"),
+    ],
+)
+@pytest.mark.timeout(900)
+def test_every_section_of_the_first_hour_does_what_it_shows(
+    clone: Path, environment: dict[str, str], title: str, wanted: str
+) -> None:
+    sections = dict(
+        part.split("\n", 1) for part in (ROOT / FIRST_HOUR).read_text().split("\n## ")[1:]
+    )
+    assert len(sections) == 5
+    older = clone.parent / "older-search"
+    shutil.copytree(clone.parent / "my-repository", older)
+    for number in range(24):
+        write_run(Layout(older), number)
+    if "fleet" in title:
+        run("python prepare.py", clone, environment)
+    before = takewhile(lambda command: not command.startswith("python"), commands(USAGE))
+    asked = [*(before if "task" in title else ()), *commands_in(sections[title])]
+    said = [run(command, clone, environment) for command in asked]
+    assert wanted in said[-1]
 
 
 TRAIN = "uv run train.py > run.log 2>&1"
