@@ -309,7 +309,20 @@ def _edit(name: str, node: ast.expr, value: Setting, starts: list[int]) -> tuple
 
 
 def _refuse_slip(name: str, present: Any, value: Setting) -> None:
-    """Refuse a number for a text, or the reverse, and a value that is there already."""
+    """Refuse a value of another kind, and one that is there already."""
+    check_kind(name, present, value)
+    if same(present, value):
+        raise ChangeError(
+            f"{name} is {present!r} already, so this changes nothing", hint="propose another value"
+        )
+
+
+def check_kind(name: str, present: Any, value: Setting) -> None:
+    """Refuse a number for a text, or the reverse, and a number that is not finite.
+
+    Raises:
+        ChangeError: `value` cannot take the place of `present`.
+    """
     was, becomes = (
         next((word for word, types in _KINDS if isinstance(setting, types)), None)
         for setting in (present, value)
@@ -319,10 +332,8 @@ def _refuse_slip(name: str, present: Any, value: Setting) -> None:
             f"{name} is {was} ({present!r}), and {value!r} is {becomes}",
             hint="propose a value of the same kind, or a patch",
         )
-    if same(present, value):
-        raise ChangeError(
-            f"{name} is {present!r} already, so this changes nothing", hint="propose another value"
-        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ChangeError(f"{name} cannot be {value}", hint="propose a finite number")
 
 
 def _refuse_other_encodings(content: bytes) -> None:

@@ -281,6 +281,15 @@ def test_what_was_run_is_refused_in_whichever_way_it_is_proposed(
     assert "in the queue already, as h-t-0009" in state.reason_against(patch, [waiting])
 
 
+def test_a_value_that_no_run_can_have_is_refused_before_it_waits(fleet_project: Project) -> None:
+    """What only its worker refuses would be proposed, and refused, without end."""
+    _begun(fleet_project, "baseline-t-1", commit=fleet_project.reference(), hashed=True, WIDTH=8)
+    state = state_of(fleet_project)
+    assert "and 'wide' is text" in state.reason_against(idea(WIDTH="wide"), [])
+    assert "WIDTH cannot be inf" in state.reason_against(idea(WIDTH=float("inf")), [])
+    assert not state.reason_against(idea(WIDTH=9.5), [])
+
+
 def test_a_value_that_only_the_run_knew_is_known_as_long_as_its_text_is_the_same(
     fleet_project: Project,
 ) -> None:

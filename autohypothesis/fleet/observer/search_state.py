@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from autohypothesis.engine.candidate import python_sources, settings_of, tree_of
 from autohypothesis.engine.code_hash import ArtifactHashes, artifact_hashes
-from autohypothesis.engine.constants import same, settable_names, value_texts
+from autohypothesis.engine.constants import check_kind, same, settable_names, value_texts
 from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
@@ -398,6 +398,11 @@ class SearchState:
         wanted = self.reference.by_name(overrides)
         if all(name in before and same(before[name], value) for name, value in wanted.items()):
             return "the reference has these settings already"
+        try:
+            for name, value in wanted.items():
+                check_kind(name, before.get(name), value)
+        except ChangeError as error:
+            return error.problem
         return violation(self.steering, before, {**before, **wanted})
 
     def earlier_run(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
