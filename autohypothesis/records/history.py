@@ -427,4 +427,4 @@ def best_kept(rows: Sequence[Row], *, imported: bool = False) -> Row | None:
 
 def first_baseline(rows: Sequence[Row]) -> Row | None:
     """Return the first kept run of the unchanged script."""
-    return next((row for row in kept_rows(rows) if is_baseline(dict(row))), None)
+    return next((row for row in kept_rows(rows) if is_baseline(row)), None)

@@ -34,7 +34,7 @@ def tally(counted: Iterable[tuple[str, bool]]) -> Tally:
 
 def tally_rows(rows: Iterable[Mapping[str, Any]]) -> Tally:
     """Count rows of the ledger."""
-    return tally((word_of(row), is_baseline(dict(row))) for row in rows)
+    return tally((word_of(row), is_baseline(row)) for row in rows)
 
 
 def tried(outcomes: Mapping[str, int]) -> int:

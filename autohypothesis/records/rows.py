@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autohypothesis.records.bundles import PAGE_LIMIT, Damage, Document, Records
@@ -302,7 +302,7 @@ def finish(
     row["notes"] = [*row["notes"], *damage]
 
 
-def is_baseline(row: RowDocument) -> bool:
+def is_baseline(row: Mapping[str, Any]) -> bool:
     """Whether the row is a run of the unchanged script."""
     tag = row["tag"]
     if ID.fullmatch(tag):

@@ -28,14 +28,7 @@ from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import DecisionHistory, of_search
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.outcomes import (
-    DAMAGED,
-    counted_as,
-    ended,
-    tally,
-    tried,
-    word_of,
-)
+from autohypothesis.records.outcomes import DAMAGED, counted_as, ended, tally, tried, word_of
 from autohypothesis.records.rows import IMPORTED, is_baseline
 from autohypothesis.schema import Decision, Hypothesis, Plan, now, rfc3339
 
@@ -173,7 +166,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         and (since is None or str(row.get("timestamp")) >= rfc3339(since))
     ]
     words = [*((_word(*each), each[0]) for each in decided), *others]
-    outcomes = tally((word, is_baseline(dict(row))) for word, row in words).outcomes
+    outcomes = tally((word, is_baseline(row)) for word, row in words).outcomes
 
     def confirmed_as(word: str, status: str = "keep") -> list[str]:
         return [
@@ -289,7 +282,7 @@ def _idle(workers: Iterable[DeviceUse]) -> float | None:
 def _records(layout: Layout, decided: Iterable[Decided]) -> list[ProposerRecord]:
     by_proposer: dict[str, list[tuple[Decision, float | None]]] = defaultdict(list)
     for row, decision in decided:
-        if says_something(row) and not is_baseline(dict(row)):
+        if says_something(row) and not is_baseline(row):
             proposer, predicted = _proposed(layout, row)
             by_proposer[proposer].append((decision, predicted))
     records = [_record(name, tried) for name, tried in by_proposer.items()]

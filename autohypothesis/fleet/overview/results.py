@@ -19,15 +19,7 @@ from autohypothesis.records.comparison import Comparison, comparison_of
 from autohypothesis.records.files import read_object
 from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.outcomes import (
-    DAMAGED,
-    Tally,
-    ended,
-    tally,
-    tally_rows,
-    tried,
-    word_of,
-)
+from autohypothesis.records.outcomes import DAMAGED, Tally, ended, tally, tally_rows, tried, word_of
 from autohypothesis.records.rows import DECIDED, IMPORTED, is_baseline
 from autohypothesis.schema import Direction, finite, utc
 
@@ -219,7 +211,7 @@ def _trial(row: Row) -> DecidedExperiment:
         memory_gb=row.get("peak_vram_gb"),
         status=DAMAGED if word_of(row) == DAMAGED else str(row["status"]),
         description=str(row.get("description") or ""),
-        baseline=is_baseline(dict(row)),
+        baseline=is_baseline(row),
         failure_kind=row.get("failure_kind"),
         confirmation=row.get("confirmation"),
         platform_key=str(row.get("platform_key") or ""),
