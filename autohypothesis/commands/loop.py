@@ -103,7 +103,9 @@ def _loop(
         begun = f"{session.begun:%Y-%m-%d %H:%M} UTC"
         remark(f"goes on with the session begun at {begun}: {session.progress_text(history)}")
     else:
-        total = f"{most} experiments" if most else "experiments until it is stopped"
+        total = (
+            f"{most} experiment{'s' * (most != 1)}" if most else "experiments until it is stopped"
+        )
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
         tell_limits(project)
     return SingleLoop(
