@@ -18,6 +18,7 @@ from autohypothesis.fleet.observer.introduction import introduce, strangers
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
     LONGEST_PAUSE_S,
+    MAX_WITHOUT_RESULT,
     ProposerAnswer,
     ProposerPool,
 )
@@ -332,6 +333,20 @@ def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) 
         assert not pool.next_to_ask(1, device_idle=True)
         clock.now += 100.0
     assert pool.is_exhausted and pool.problems() == []
+    pool.reset_after_decision()
+    assert not pool.is_exhausted and pool.next_to_ask(1, device_idle=True)
+
+
+def test_one_whose_ideas_never_come_to_a_result_is_asked_later_and_later(clock: Clock) -> None:
+    pool = ProposerPool([Listed()])
+    for _ in range(MAX_WITHOUT_RESULT):
+        pool.record_answer_outcome("listed", 1, {})
+    assert pool.next_to_ask(1, device_idle=True)
+    for _ in range(3):
+        assert not pool.is_exhausted
+        pool.record_answer_outcome("listed", 1, {})
+        assert not pool.next_to_ask(1, device_idle=True)
+    assert pool.is_exhausted
     pool.reset_after_decision()
     assert not pool.is_exhausted and pool.next_to_ask(1, device_idle=True)
 

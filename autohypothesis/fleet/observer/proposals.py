@@ -45,6 +45,9 @@ THINKING_S = 60.0
 """Seconds that an idle device waits for a proposer before another one fills in."""
 MAX_UNUSABLE_ANSWERS = 3
 """Answers in a row, on the same evidence, of which nothing could be used."""
+MAX_WITHOUT_RESULT = 200
+"""Ideas that are taken of a proposer on the same evidence. More come only where workers refuse them
+all, as they do a patch that does not apply: then an answer is a reason to wait, too."""
 
 
 BY_HAND = "person"
@@ -81,6 +84,8 @@ class _Member:
     """Of its last answer, as in `ProposerAnswer`."""
     unusable_answers: int = 0
     """Since the last decision, or the last idea that was taken."""
+    taken: int = 0
+    """Ideas since the last decision."""
 
     def wait_longer(self) -> None:
         self.pause = min(max(self.pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
@@ -154,7 +159,8 @@ class ProposerPool:
         """Note what became of an answer; one of which nothing could be used is a reason to wait."""
         member = self._members[proposer]
         member.refused = dict(list(refused.items())[-MAX_REFUSALS:])
-        if taken:
+        member.taken += taken
+        if taken and member.taken <= MAX_WITHOUT_RESULT:
             member.wait_no_longer()
             member.unusable_answers = 0
         elif not member.problem:
@@ -172,7 +178,7 @@ class ProposerPool:
         for member in self._members.values():
             if not member.problem:
                 member.wait_no_longer()
-            member.unusable_answers = 0
+            member.unusable_answers = member.taken = 0
 
     def close(self) -> None:
         """Stop the proposers that still think and have a `stop`."""
