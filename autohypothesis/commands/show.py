@@ -341,9 +341,9 @@ def show_results(
     results = _results(_folder(repo), tag)
     if as_json:
         print_json(results.as_dict(top, kept_only=kept_only))
-    elif not results.experiments:
+    elif not results.trials:
         remark("nothing is decided yet; start: python orchestrator.py run-loop")
-    if not results.experiments:
+    if not results.trials:
         raise Exit(1)
     if not as_json:
         out().print(results_page(results, top, kept_only=kept_only))

@@ -20,6 +20,7 @@ from typing import Any
 
 from autohypothesis.records.bundles import Damage, Document, Records
 from autohypothesis.records.ids import slug
+from autohypothesis.records.problems import DECIDED_OTHERWISE
 from autohypothesis.records.rows import (
     DECIDED,
     IMPORTED,
@@ -356,7 +357,7 @@ def _differing(*pairs: tuple[str, Any, Any]) -> list[str]:
 
 
 def _says(name: str, stated: object, decided: object) -> str:
-    return f"says {name} {_shown(stated)}, and {_shown(decided)} was decided"
+    return f"says {name} {_shown(stated)}, and {_shown(decided)}{DECIDED_OTHERWISE}"
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,8 @@ from autohypothesis.records.layout import Place, RunPaths
 
 LIMIT = 64 * 1024 * 1024
 """Bytes of problems.json: some 300,000 entries."""
+DECIDED_OTHERWISE = " was decided"
+"""The end of the reason of a file that states another value than its decision."""
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _UNREADABLE = re.compile(r"(is not (?:JSON|UTF-8)): .*")
 _RUN_FILES = {place.name for place in vars(RunPaths).values() if isinstance(place, Place)}

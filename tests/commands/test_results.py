@@ -201,6 +201,26 @@ def test_before_the_first_experiment_it_says_how_to_begin(cli: Cli) -> None:
     assert answer.returncode == 1 and "run-loop" in answer.stderr and not answer.stdout
 
 
+def test_a_decided_value_is_shown_though_its_file_was_edited_and_status_says_how_to_mend_it(
+    cli: Cli, foreign: Path
+) -> None:
+    assert cli("run-experiment", "--baseline", "--settle").returncode == 0
+    (path,) = foreign.glob("research/runs/*/result.json")
+    before = path.read_text()
+    value = json.loads(before)["metric_value"]
+    path.write_text(json.dumps({**json.loads(before), "metric_value": 0.2}))
+    cli("sync")
+    answer = cli("show-results")
+    assert answer.returncode == 0 and "1 damaged" in answer.stdout
+    assert f"{value:.6f}" in answer.stdout and "0.200000" not in answer.stdout
+    assert f"says metric_value 0.2, and {value:g} was decided" in answer.stderr
+    (need,) = json.loads(cli("status", "--json").stdout)["needs"]
+    assert "write it back into the file, then sync" in need["what"]
+    path.write_text(before)
+    cli(*need["run"].split()[2:])
+    assert "damaged" not in cli("status").stdout
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_description_is_no_markup_and_breaks_no_line(
     page: Callable[..., str], width: int

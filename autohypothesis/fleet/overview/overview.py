@@ -35,7 +35,7 @@ from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_by
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
-from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
+from autohypothesis.records.problems import DECIDED_OTHERWISE, LIMIT, entries_in, problem_lines
 from autohypothesis.records.rows import real
 from autohypothesis.schema import (
     Direction,
@@ -488,7 +488,11 @@ class _Reader:
         """Name the files that the last sync could not use."""
         document = self._document(self.layout.problems, LIMIT)
         found = [pair for pair in entries_in(document) if pair not in self._noted]
-        self._note_kinds("damaged: ", found, "sync", self.layout.problems)
+        edited = [pair for pair in found if pair[1].endswith(DECIDED_OTHERWISE)]
+        others = [pair for pair in found if pair not in edited]
+        self._note_kinds("damaged: ", others, "sync", self.layout.problems)
+        advice = "; that stands: write it back into the file, then sync"
+        self._note_kinds("damaged: ", edited, "sync", self.layout.problems, advice)
 
     def _note_kinds(
         self,
@@ -496,13 +500,18 @@ class _Reader:
         problems: list[tuple[str, str]],
         command: str = "",
         where: Path | None = None,
+        advice: str = "",
     ) -> None:
-        """Note a line for each kind of problem, and no more than `NAMED` where `where` has all."""
+        """Note a line for each kind of problem, and no more than `NAMED` where `where` has all.
+
+        Args:
+            advice: the end of each line.
+        """
         self._noted.update(problems)
         lines = problem_lines(problems)
         most = NAMED if where is not None else len(lines)
         for line in lines[:most]:
-            self._note(f"{what}{line}", command)
+            self._note(f"{what}{line}{advice}", command)
         if where is not None and len(lines) > most:
             self._note(f"and {len(lines) - most} more in {self._short(where)}")
 
