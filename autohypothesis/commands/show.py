@@ -322,7 +322,7 @@ def _text(path: Path) -> str:
 
 @app.command("show-results")
 def show_results(
-    top: Annotated[int, Option(min=1, help="Lines of the table.")] = 10,
+    top: Annotated[int, Option(min=1, help="Lines of each table.")] = 10,
     kept_only: Annotated[
         bool, Option("--kept-only", help="Only what was kept, in the table.")
     ] = False,

@@ -106,9 +106,12 @@ def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -
 
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
-    """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
-    shown = (tag,) if tag else ("", IMPORTED)
-    mine = [entry for entry in folded.entries.values() if _tag_of(entry) in shown]
+    """`aggregate/leaderboard.json` of one tag, without the time at which it was made.
+
+    While the tag has no runs, it counts what another tool left, as `history.of_search` does.
+    """
+    mine = [entry for entry in folded.entries.values() if tag and _tag_of(entry) == tag]
+    mine = mine or [entry for entry in folded.entries.values() if _tag_of(entry) in ("", IMPORTED)]
     counted = tally((_word_of(entry), entry.facts.baseline) for entry in mine)
     best = best_of(
         {

@@ -157,16 +157,17 @@ def _settings(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:
 
 
 def results_page(results: Results, count: int, *, kept_only: bool = False) -> RenderableType:
-    """Return the numbers of a search, its steps, and its `count` best experiments."""
+    """Return the numbers of a search, its last `count` steps, and its `count` best experiments."""
     parts: list[RenderableType] = [facts(_numbers(results))]
     if len(results.keeps) > 1:
         steps = [
             (number(step.value, 6), cell_of(step.compared), number(step.total_gain, 6, signed=True),
              step.description)
-            for step in results.keeps
+            for step in results.keeps[-count:]
         ]  # fmt: skip
         body = TextTable(("value", DELTA, "gain in all", "description"), steps, right=range(3))
-        parts.append(titled("kept, each against its base", body))
+        last = f", the last {count} of {len(results.keeps)}" if len(results.keeps) > count else ""
+        parts.append(titled(f"kept, each against its base{last}", body))
     if top := results.top(count, kept_only=kept_only):
         what = "kept" if kept_only else "experiments"
         rows = [

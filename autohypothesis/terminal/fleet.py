@@ -115,9 +115,14 @@ def _best(best: BestRun | None) -> Text:
 
 def _counted(view: Overview) -> Text:
     if not view.outcomes:
-        return Text("nothing yet", "bright_black")
+        return _none_counted(view)
     kept = "" if view.keep_rate is None else f"; keep rate {share(view.keep_rate)}"
     return counts_text(view.outcomes).append(kept)
+
+
+def _none_counted(view: Overview) -> Text:
+    runs = f"{view.uncounted:,} not counted yet: python orchestrator.py sync"
+    return Text(suggested(runs) if view.uncounted else "nothing yet", "bright_black")
 
 
 def named(name: str, state: str, alive: bool) -> Text:
@@ -334,7 +339,7 @@ def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
 
 def _decided(page: Digest) -> Text:
     if not page.decided:
-        return Text("nothing yet", "bright_black")
+        return _none_counted(page.overview)
     text = counts_text(page.decided)
     if page.experiments_per_hour is not None:
         rate = f"{page.experiments_per_hour:,.1f} an hour over {duration(page.hours * 3600)}"

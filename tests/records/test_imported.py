@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.results import from_rows
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import bundles
+from autohypothesis.records.files import write_json
 from autohypothesis.records.history import LiveHistory, best_kept, kept_rows, of_search
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import parse_ledger, refold
@@ -212,6 +215,43 @@ def test_the_heartbeat_of_an_older_tool_is_read(tree: Any) -> None:
     tree.put(tree.layout.heartbeat("worker-gpu0"), beat)
     tree.put(tree.layout.heartbeat("worker-gpu1"), {**beat, "state": "between runs"})
     assert sync(tree.layout).problems == []
+
+
+def test_before_the_first_sync_pages_count_its_runs_and_say_what_removes_its_live_files(
+    cli: Cli, foreign: Path
+) -> None:
+    layout = Layout(foreign)
+    for number in range(COUNT):
+        write_run(layout, number)
+    beats = [layout.heartbeat(f"worker-gpu{number}") for number in (0, 1)]
+    for path in beats:
+        beat = {"worker_id": path.stem, "node_id": "n0", "state": "running", "pid": os.getpid()}
+        write_json(path, {**beat, "updated_at": "2026-03-28T00:00:00+00:00"})
+    for page in ("status", "digest"):
+        assert f"{COUNT} not counted yet: python orchestrator.py sync" in cli(page).stdout
+    assert json.loads(cli("status", "--json").stdout)["next_command"].endswith(" sync")
+    cli("sync")
+    view = json.loads(cli("status", "--json").stdout)
+    assert view["next_command"].endswith(" digest"), "up is refused"
+    refused = cli("run-loop", "--max", "1", "--tag", "t")
+    assert refused.returncode == 1 and "worker-gpu0 of another machine, n0" in refused.stderr
+    command = shlex.join(["rm", *map(str, beats)])
+    assert command in refused.stderr and "`down`" not in refused.stderr
+    assert any(command in need["run"] for need in view["needs"])
+    subprocess.run(command, shell=True, check=True)
+    assert json.loads(cli("status", "--json").stdout)["next_command"].endswith(" up")
+    shown = cli("show-results", "--top", "2").stdout
+    assert "the last 2 of 4" in shown and shown.count("matrix rate") <= 5
+
+
+def test_pages_of_a_search_without_runs_count_those_of_the_older_tool(tree: Any) -> None:
+    tree.put(tree.layout.manifest, {"tag": "t", "created_at": "2026-03-29T00:00:00Z"})
+    sync(tree.layout)
+    counted = overview(tree.layout).outcomes
+    assert (sum(counted.values()), counted) == (COUNT, digest(tree.layout).decided)
+    tree.bundle("h-t-0001-1", 1.5, tag="t")
+    sync(tree.layout)
+    assert overview(tree.layout).outcomes == digest(tree.layout).decided == {"undecided": 1}
 
 
 def test_commands_show_them_and_no_command_moves_a_reference_by_them(

@@ -8,6 +8,7 @@ file; a damaged file counts as none, and a full disk costs the report, not the w
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -248,19 +249,39 @@ def refuse_another_machine(layout: Layout) -> None:
     """Refuse a second machine on one `research/`: only there can it be told which processes live.
 
     Raises:
-        FleetError: a process of another machine works here, or never reported that it left.
+        FleetError: `another_machine`.
     """
-    reports: list[RoleStatus | Heartbeat] = [*read_heartbeats(layout)]
-    reports += [status for name in ROLES if (status := read_role(layout, name))]
-    for report in reports:
-        node = report.node_id
-        if node and node != system.host_name() and report.state not in ENDED_STATES:
-            name = report.role if isinstance(report, RoleStatus) else report.worker_id
-            raise FleetError(
-                f"{name} of another machine, {node}, is at work in {layout.research} (last heard"
-                f" of at {report.updated_at:%Y-%m-%d %H:%M} UTC)",
-                hint=f"stop it there with `down`; if {node} is gone: rm -r {layout.live}",
-            )
+    if error := another_machine(layout):
+        raise error
+
+
+def another_machine(layout: Layout) -> FleetError | None:
+    """Return the error that names a process of another machine, or of another tool, which works
+    here or never reported that it left; None where there is none."""
+    strangers: dict[Path, RoleStatus | Heartbeat] = {
+        layout.heartbeat(beat.worker_id): beat for beat in read_heartbeats(layout)
+    }
+    strangers |= {
+        layout.role(name): status for name in ROLES if (status := read_role(layout, name))
+    }
+    for path, report in [*strangers.items()]:
+        at_home = report.node_id in ("", system.host_name())
+        if at_home or report.state in ENDED_STATES:
+            del strangers[path]
+    if not strangers:
+        return None
+    report = next(iter(strangers.values()))
+    node = report.node_id
+    name = report.role if isinstance(report, RoleStatus) else report.worker_id
+    hint = f"stop it there with `down`; if {node} is gone: rm -r {layout.live}"
+    if all(each.process_start is None for each in strangers.values()):
+        remove = shlex.join(["rm", *map(str, strangers)])
+        hint = f"another tool wrote that; wait until it has ended, then: {remove}"
+    return FleetError(
+        f"{name} of another machine, {node}, is at work in {layout.research} (last heard"
+        f" of at {report.updated_at:%Y-%m-%d %H:%M} UTC)",
+        hint=hint,
+    )
 
 
 def list_active(layout: Layout) -> list[str]:

@@ -7,6 +7,7 @@ dead or refused becomes a `Notice`, and stops nothing else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from autohypothesis.fleet.live.presence import (
     COURIER,
     ENDED_STATES,
     LOOP,
+    another_machine,
     role_lives,
     worker_lives,
 )
@@ -188,6 +190,8 @@ class Overview:
     decided: int | None
     outcomes: dict[str, int]
     """Word of `records.outcomes` -> number of experiments, as the last sync counted them."""
+    uncounted: int
+    """Runs in `research/runs/`, where no sync has counted any yet."""
     keep_rate: float | None
     roles: list[RoleView]
     workers: list[WorkerView]
@@ -239,6 +243,8 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
     look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
     look.needs += map(Notice, unbound_limits(layout))
+    if elsewhere := another_machine(layout):
+        look.needs.append(Notice(elsewhere.problem, suggested(elsewhere.hint)))
     look.note_refused(layout.inbox_refused, "not taken")
     look.note_refused(layout.conflicts, "not taken, delete it when you have read this")
     look.note_damaged()
@@ -251,6 +257,7 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
         experiments=_count(board.get("total_runs")),
         decided=_count(board.get("decided_runs")),
         outcomes=_counts(board.get("outcomes")),
+        uncounted=look.uncounted(),
         keep_rate=finite(board.get("keep_rate")),
         roles=roles,
         workers=workers,
@@ -415,6 +422,10 @@ class _Reader:
     ) -> str:
         states = {role.role: role for role in roles}
         observer = states.get("observer") or self.role("observer")
+        if self.uncounted() and not alive:
+            return "sync"
+        if not alive and another_machine(self.layout):
+            return "digest"  # nothing may start beside it
         if not self.tag:
             return "up"
         if alive:
@@ -464,6 +475,15 @@ class _Reader:
             told_in_more = any(line in other and line != other for other in told)
             if line not in known and not told_in_more:
                 self._note(f"{', '.join(names)}: {line}")
+
+    def uncounted(self) -> int:
+        """Return the number of run folders, where no sync has made a leaderboard yet, else 0."""
+        if self.board or self.layout.leaderboard.exists():
+            return 0
+        try:
+            return sum(ID.fullmatch(name) is not None for name in os.listdir(self.layout.runs))
+        except OSError:
+            return 0
 
     def note_devices_and_runs(self) -> None:
         """Name runs whose process was stopped, and devices in quarantine."""
