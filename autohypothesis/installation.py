@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +15,7 @@ IN_CLONE = "python orchestrator.py"
 EXTRAS = dict.fromkeys(("fastapi", "markdown_it", "nh3", "sqlalchemy", "uvicorn"), "hub")
 """Module -> the extra of this package that installs it."""
 given: dict[str, str] = {}
-"""`--repo` and `--tag` of this command line, where they were given."""
+"""`--repo` and `--tag` of this command line, where they were given; the script it was called by."""
 TAKES_TAG = frozenset(
     (
         "adopt", "best", "bootstrap", "briefing", "decide", "digest", "hypotheses",
@@ -46,10 +49,29 @@ def as_called(text: str) -> str:
     return text.replace(IN_CLONE, "autohypothesis").replace("orchestrator.py", "autohypothesis")
 
 
+def note_call() -> None:
+    """Begin a command line: note how it was called where messages cannot say just that."""
+    given.clear()
+    script = sys.argv[0]
+    with suppress(OSError):  # the current directory is gone
+        elsewhere = os.path.realpath("orchestrator.py") != str(program_script())
+        if is_clone() and elsewhere and os.path.realpath(script) == str(program_script()):
+            given["script"] = script
+
+
+def program_name() -> str:
+    """Return the words that call this command line from the current directory."""
+    if Path(sys.argv[0]).name in ("autohypothesis", "__main__.py"):
+        return "autohypothesis"
+    script = given.get("script")
+    return f"python {shlex.quote(script)}" if script else as_called(IN_CLONE)
+
+
 def suggested(text: str) -> str:
     """Return `text` with its commands as they have to be typed after this one.
 
-    They repeat the repository and the search that this command was given.
+    They repeat the repository and the search that this command was given, and its script where
+    that is not in the current directory.
     """
 
     def repeated(match: re.Match[str]) -> str:
@@ -61,7 +83,8 @@ def suggested(text: str) -> str:
             before = f"{before}--repo {shlex.quote(repo)} "
         return f"{before}{word}{rest}"
 
-    return as_called(_COMMAND.sub(repeated, text) if given else text)
+    text = _COMMAND.sub(repeated, text) if given else text
+    return text.replace(IN_CLONE, program_name()) if "script" in given else as_called(text)
 
 
 def missing_extra(module: str | None) -> str:

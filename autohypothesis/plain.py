@@ -6,6 +6,8 @@ error messages go through here before anything else is imported.
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -37,6 +39,42 @@ def _shown(character: str, instead: str) -> str:
         return f"\\x{ord(character) - 0xDC00:02x}"
     category = unicodedata.category(character)
     return instead if category[0] == "C" or category in ("Zl", "Zp") else character
+
+
+_PATH = re.compile(r"(?<![^\s=(])'[^'\n]*'|[^\s'\"`]*/[^\s'\"`]*")
+"""A text in shell quotes, or a word with a slash."""
+
+
+def typeable(text: str, encoding: str) -> str:
+    """Return `text` with each path of it in characters that `encoding` has, as bash reads them.
+
+    A path or a text in shell quotes that has others is written as its bytes: `$'\\xc3\\xa9'`.
+    """
+    if has_all_of(text, encoding):
+        return text
+    return _PATH.sub(lambda match: _as_bash(match[0], encoding), text)
+
+
+def _as_bash(word: str, encoding: str) -> str:
+    is_quoted = word.startswith("'")
+
+    def code(match: re.Match[str]) -> str:
+        if has_all_of(match[0], encoding):
+            return match[0]
+        coded = "".join(f"\\x{byte:02x}" for byte in os.fsencode(match[0]))
+        return coded if is_quoted else f"$'{coded}'"
+
+    if is_quoted and not has_all_of(word, encoding):
+        word = "$" + word.replace("\\", "\\\\")
+    return re.sub("[^!-~ ]", code, word)
+
+
+def has_all_of(text: str, encoding: str) -> bool:
+    """Return whether `encoding` has every character of `text`."""
+    try:
+        return text.isascii() or bool(text.encode(encoding))
+    except (UnicodeEncodeError, LookupError):
+        return False
 
 
 def plain_line(text: str) -> str:

@@ -172,7 +172,7 @@ def called(*words: str, cwd: Path, **env: str) -> Answer:
 
     with pytest.MonkeyPatch.context() as patch, taken() as said, open(os.devnull) as nothing:
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", [str(ROOT / "orchestrator.py"), *words])
+        patch.setattr(sys, "argv", ["orchestrator.py", *words])
         patch.setattr(sys, "stdin", nothing)
         for name, value in env.items():
             patch.setenv(name, value)

@@ -18,8 +18,8 @@ from typer import Argument, Option
 from typer.core import TyperCommand, TyperGroup
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.installation import IN_CLONE, as_called, given, missing_extra
-from autohypothesis.plain import plain
+from autohypothesis.installation import as_called, given, missing_extra, note_call, program_name
+from autohypothesis.plain import plain, typeable
 from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
 
@@ -214,8 +214,8 @@ app = CommandGroup()
 def run_and_exit(app: typer.Typer) -> NoReturn:
     """Run the command line and exit: 0, 1 when it failed, 2 when it was called wrongly."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "autohypothesis")
-    prefix = "autohypothesis" if program == "autohypothesis" else as_called(IN_CLONE)
-    given.clear()
+    note_call()
+    prefix = program_name()
     make_steady()
     keep_others_out()
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
@@ -248,9 +248,9 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
 
 def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
     """Print what is wrong and what to run next, in a line on stderr, and exit."""
-    line = plain(f"error: {problem.strip().rstrip('.')}")
+    line = f"error: {problem.strip().rstrip('.')}" + (f"; {hint}" if hint else "")
     lost(sys.stdout)  # what was printed before comes first
-    print(f"{line}; {plain(hint)}" if hint else line, file=sys.stderr)
+    print(plain(typeable(line, sys.stderr.encoding)), file=sys.stderr)
     sys.exit(code)
 
 

@@ -19,6 +19,7 @@ from autohypothesis.commands.common import (
     telling_what_runs_lack,
 )
 from autohypothesis.errors import UsageError
+from autohypothesis.installation import suggested
 
 if TYPE_CHECKING:
     from autohypothesis.engine.experiment import Outcome
@@ -356,7 +357,7 @@ def _finish(report: Report, folder: Path) -> None:
         is_measured = report.noise is not None
         command = "run-loop --max 20" if is_measured else "run-experiment --baseline --decide"
     where = "" if root == Path.cwd() else f" --repo {shlex.quote(str(folder))}"
-    report.next = f"python orchestrator.py {command}{where}"
+    report.next = suggested(f"python orchestrator.py {command}{where}")
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
@@ -37,6 +39,7 @@ from autohypothesis.commands.common import (
     telling_what_runs_lack,
 )
 from autohypothesis.errors import ChangeError, TaskError, UsageError
+from autohypothesis.plain import has_all_of, typeable
 
 if TYPE_CHECKING:
     from autohypothesis.engine.decide import NeedsRuns, Settlement
@@ -240,11 +243,15 @@ def _print_line(project: Project, finished: Outcome, log: Path | None = None) ->
     if log is not None and path.exists():
         shutil.copyfile(path, log)
         path = Path(os.path.abspath(log))  # a name without `..`, for whoever reads the line
+    shown = str(path)
+    if not has_all_of(shown, sys.stdout.encoding):  # as it can be used from here
+        below = path.is_relative_to(Path.cwd())
+        shown = str(path.relative_to(Path.cwd())) if below else shlex.quote(shown)
     fields = (
         _field(result.metric_value, 6),
         _field(result.metrics.peak_vram_mb, 1),
         _field(result.metrics.model_dump().get("wall_seconds"), 2),
-        str(path),
+        typeable(shown, sys.stdout.encoding),
     )
     print("\t".join(fields), flush=True)
 

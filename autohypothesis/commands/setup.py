@@ -17,7 +17,7 @@ from typer import Argument, Option
 from autohypothesis.commands.app import HERE, Json, Repo, app
 from autohypothesis.commands.common import err, out, print_json, remark, say
 from autohypothesis.errors import LaunchError, UsageError
-from autohypothesis.installation import is_clone
+from autohypothesis.installation import is_clone, program_name
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -138,7 +138,7 @@ def new(
         return
     done = f"made {root}" if created else f"{root} is a research repository already"
     say(f"{done}: {', '.join(files)}")
-    remark(f"next: python orchestrator.py --repo {path} setup")
+    remark(f"next: python orchestrator.py --repo {shlex.quote(str(path))} setup")
 
 
 @app.command("demo")
@@ -218,7 +218,8 @@ def _finish(project: Project, seconds: float) -> None:
     out().print(runs_table(rows, title=f"{project.tag}, {seconds:.0f} s"))
     say(f"\nledger   {project.layout.ledger}")
     say(f"picture  {project.layout.progress_png}\n")
-    program = f"{_short(Path(sys.executable))} orchestrator.py" if is_clone() else "autohypothesis"
+    script = program_name().removeprefix("python ")
+    program = f"{_short(Path(sys.executable))} {script}" if is_clone() else script
     say("Next:", style="bold")
     where = f"--repo {_short(project.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]
@@ -226,7 +227,7 @@ def _finish(project: Project, seconds: float) -> None:
         say(f"  {program} {command}")
 
 
-def _short(path: Path) -> Path:
+def _short(path: Path) -> str:
     """Return `path` as it is typed here."""
     here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

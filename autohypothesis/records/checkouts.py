@@ -86,10 +86,15 @@ def _moved_hint(path: Path) -> str:
 
 def _bare_hint(path: Path) -> str:
     if call("rev-parse --is-bare-repository", (), path, accept=(0, 128)).text == "true":
-        names = [f"--repo {tree.path}" for tree in list_worktrees(path) if not tree.is_bare]
+        names = [
+            f"--repo {shlex.quote(str(tree.path))}"
+            for tree in list_worktrees(path)
+            if not tree.is_bare
+        ]
         if names:
             return f"it is bare; name one of its checkouts: {' or '.join(names[:3])}"
-        return f"it is bare; clone it, or make a checkout: git -C {path} worktree add ../main"
+        where = shlex.quote(str(path))
+        return f"it is bare; clone it, or make a checkout: git -C {where} worktree add ../main"
     return "run `git init` there, or name another: --repo PATH"
 
 

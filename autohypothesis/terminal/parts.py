@@ -12,6 +12,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -218,6 +219,9 @@ class TextTable:
         """Return the characters of a line in which nothing is cut."""
         widths = self._widths if columns is None else [self._widths[at] for at in columns]
         return sum(widths) + GAP * (len(widths) - 1)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, self.width())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown, room = list(range(len(self._names))), options.max_width

@@ -11,11 +11,10 @@ from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from autohypothesis.installation import suggested
-from autohypothesis.plain import plain
-from autohypothesis.terminal.parts import GAP, TextTable
+from autohypothesis.plain import plain, typeable
+from autohypothesis.terminal.parts import GAP
 from autohypothesis.terminal.streams import is_unicode, lost
 
 
@@ -23,7 +22,8 @@ class Screen(Console):
     """A console that shows no control character but its own.
 
     What is removed has no width, so tables keep their columns. A terminal without Unicode gets `?`
-    for what it lacks. Named colours only: they follow the terminal's theme.
+    for what it lacks, but a path as it can be typed. In a pipe no line is broken or cut. Named
+    colours only: they follow the terminal's theme.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -37,27 +37,21 @@ class Screen(Console):
         super().print(*named, **options)
 
     def _uncut(self, item: Any) -> int:
-        """Return the characters of the longest line that would be cut where it has no room."""
+        """Return the characters of the longest line of `item` where each has the room it needs."""
         if isinstance(item, Group):
             return max(map(self._uncut, item.renderables), default=0)
-        if isinstance(item, TextTable):
-            return item.width()
         if isinstance(item, Table):
-            columns = [column for column in item.columns if column.no_wrap]
-            widths = ([each.min_width or 0, *map(self._measured, each.cells)] for each in columns)
+            widths = ([each.min_width or 0, *map(self._uncut, each.cells)] for each in item.columns)
             return sum(max(width) + GAP for width in widths)
-        return self._measured(item) if isinstance(item, Text) and item.no_wrap else 0
-
-    def _measured(self, cell: Any) -> int:
-        endless = self.options.update(max_width=sys.maxsize)
-        return Measurement.get(self, endless, cell).maximum
+        longest = Measurement.get(self, self.options.update(max_width=sys.maxsize), item).maximum
+        return 0 if longest == sys.maxsize else longest  # it takes what room there is
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
         for text, style, control in super().render(*args, **options):
             yield Segment(text if control else self._safe(text), style, control)
 
     def _safe(self, text: str) -> str:
-        text = plain(text)
+        text = plain(typeable(text, self.encoding))
         if text.isascii() or is_unicode(self.encoding):
             return text
         return text.encode(self.encoding, "replace").decode(self.encoding)

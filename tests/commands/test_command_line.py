@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from autohypothesis import __version__, installation
 from autohypothesis.commands.main import Loaded
+from autohypothesis.plain import typeable
 from tests.conftest import ROOT, Cli
 
 
@@ -78,6 +80,33 @@ def test_suggestions_repeat_the_repository_and_the_search_that_were_given(
     shown = cli("status", "--repo", foreign.name, cwd=tmp_path).stdout
     assert shown.rstrip().endswith(f"next: python orchestrator.py --repo {name} up")
     assert cli("status").stdout.rstrip().endswith("next: python orchestrator.py up")
+
+
+def test_suggestions_can_be_typed_where_the_script_is_not_in_the_current_directory(
+    program: Cli, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for answer in (program("nosuch"), program("show", "nosuch"), program("status")):
+        assert f"python {ROOT / 'orchestrator.py'} " in answer.stdout + answer.stderr, answer
+    there = program("new", "my search", cwd=tmp_path).stderr.rstrip()
+    assert there.endswith(f"python {ROOT / 'orchestrator.py'} --repo 'my search' setup")
+    here = program("status", "--repo", str(foreign), cwd=ROOT).stdout
+    assert f"next: python orchestrator.py --repo {shlex.quote(str(foreign))} up" in here
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("see '/r é/b\\c' --x", "see $'/r \\xc3\\xa9/b\\\\c' --x"),
+        ("log=/é/\udcfe.log, größe", "log=/$'\\xc3\\xa9'/$'\\xfe'.log, größe"),
+        ("the run's name isn't größe", "the run's name isn't größe"),
+    ],
+)
+def test_a_path_that_a_terminal_cannot_show_is_written_as_bash_reads_it(
+    text: str, typed: str
+) -> None:
+    assert typeable(text, "ascii") == typed
+    assert typeable("/é '/é'", "utf-8") == "/é '/é'"
 
 
 @pytest.mark.parametrize(

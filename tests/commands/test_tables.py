@@ -6,10 +6,11 @@ import io
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from autohypothesis.terminal.experiments import runs_table
-from autohypothesis.terminal.parts import SHORTENED, grid, titled
+from autohypothesis.terminal.parts import SHORTENED, facts, grid, paragraphs, titled
 from autohypothesis.terminal.screen import Screen
 
 ROW = {
@@ -50,8 +51,9 @@ def test_nothing_is_cut_where_the_output_is_a_pipe(monkeypatch: pytest.MonkeyPat
     long = "a sentence of more than a line " * 6
     Screen().print(runs_table([ROW | {"description": long}] * 2))
     Screen().print(titled("lines", grid([("name", long)], {"no_wrap": True}, SHORTENED)))
+    Screen().print(Group(facts([("best", long)]), paragraphs("!", [long]), Text(f"next: {long}")))
     lines = pipe.getvalue().splitlines()
-    assert [line.count(long.strip()) for line in lines] == [0, 1, 1, 0, 0, 1]
+    assert [line.count(long.strip()) for line in lines] == [0, 1, 1, 0, 0, 1, 1, 1, 1]
     assert "steps" in lines[0] and "…" not in pipe.getvalue()
 
 
