@@ -81,7 +81,7 @@ def nothing(root: Path) -> None:
         (nothing, ("run-experiment", "--patch", "no-such.diff"), "no-such.diff"),
         (bad_patch, ("run-experiment", "--patch", "bad.diff"), "patch"),
         (nothing, ("run-experiment", "--baseline", "--tag", "No Tag"), "No Tag"),
-        (nothing, ("run-experiment", "--replicate", "h-t-0001-1"), "no search"),
+        (nothing, ("run-experiment", "--replicate", "h-t-0001-1"), "no tag is active"),
         (foreign_ledger, ("run-experiment", "--baseline"), "experiments.jsonl"),
         (foreign_ledger, ("run-loop", "--max", "1"), "experiments.jsonl"),
         (foreign_ledger, ("init-fleet", "--cpu-workers", "1"), "experiments.jsonl"),
@@ -94,7 +94,7 @@ def nothing(root: Path) -> None:
         (nothing, ("task", "run", "t", "--parallel", "99"), "99"),
         (nothing, ("record", "nolog"), "nolog"),
         (nothing, ("decide", "nosuch-1"), "no search"),
-        (nothing, ("up",), "init-fleet"),
+        (nothing, ("up", "--cpu-workers", "1", "--proposer", "nonsense"), "nonsense"),
         (nothing, ("propose", "--set", "RATE=1", "--title", "x"), "no tag is active"),
     ],
 )
