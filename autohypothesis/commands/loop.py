@@ -171,14 +171,16 @@ def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
             gain = ", the baseline"
         remark(f"best: {plain_line(best.metric)} {number(best.value, 6)}{gain}")
     remark(f"results: {layout.results_tsv}")
-    is_better = best is not None and best.improvement != 0
+    has_gained = history.has_gained(loop.project.reference(), loop.project.repository.is_ancestor)
     run = "python orchestrator.py"
     if outcome == "failed":
         remark(f"next: {run} runs")
     elif outcome == "stopped":
         remark(f"next: the same command again goes on; {run} digest says what was found")
     else:
-        remark(f"next: {run} best --diff, then {run} adopt" if is_better else f"next: {run} digest")
+        remark(
+            f"next: {run} best --diff, then {run} adopt" if has_gained else f"next: {run} digest"
+        )
 
 
 def _word(decision: Decision) -> str:

@@ -130,11 +130,14 @@ def runs(
     elif not rows:
         remark("no experiments yet; run one: python orchestrator.py run-experiment")
     else:
+        from autohypothesis.engine.reference import read_reference
         from autohypothesis.records.comparison import near_misses
+        from autohypothesis.records.git import Repository
         from autohypothesis.terminal.experiments import near_misses_text, runs_table
 
         out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
-        if near := near_misses(rows) if wanted else []:
+        at = read_reference(Repository(layout.root), layout, wanted) if wanted else None
+        if near := near_misses(rows, at) if wanted else []:
             out().print(near_misses_text(near))
 
 

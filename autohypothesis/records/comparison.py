@@ -152,24 +152,23 @@ class NearMiss:
     """Whether its base is the reference still, so that it can be run at more seeds."""
 
 
-def near_misses(rows: Sequence[Mapping[str, Any]]) -> list[NearMiss]:
+def near_misses(rows: Sequence[Mapping[str, Any]], reference: str | None) -> list[NearMiss]:
     """Return the near misses on the platform that was kept on last.
 
     Those of the present reference come first, then the nearest.
 
     Args:
         rows: of one search.
+        reference: the commit that the search stands at; it may be one that no decision made.
     """
     kept = [row for row in rows if row.get("status") == "keep" and row.get("ordinal") is not None]
-    kept.sort(key=lambda row: row["ordinal"])
-    platform = kept[-1].get("platform_key") if kept else None
-    moves = [row for row in kept if row.get("parent_commit")] or kept[:1]
+    platform = max(kept, key=lambda row: row["ordinal"]).get("platform_key") if kept else None
     found = [
         NearMiss(
             str(row["id"]),
             str(row.get("description") or ""),
             compared,
-            is_current=row.get("parent_commit") == moves[-1].get("commit"),
+            is_current=row.get("parent_commit") == reference,
         )
         for row in rows
         if row.get("status") == "discard"

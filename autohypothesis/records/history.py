@@ -153,6 +153,16 @@ class DecisionHistory:
         best = best_of(kept)
         return None if best is None else self.latest[best]
 
+    def has_gained(self, reference: str, is_ancestor: Callable[[str, str], bool]) -> bool:
+        """Return whether a kept change that was not refuted is part of the reference."""
+        return any(
+            d.decision_status == "keep"
+            and bool(d.base_commit)
+            and d.confirmation != "refuted"
+            and is_ancestor(d.commit, reference)
+            for d in reversed(self.latest.values())
+        )
+
     def has_reference(self) -> bool:
         """Return whether an unchanged commit, or a kept one, has a value to compare with.
 

@@ -122,6 +122,27 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
     assert "-0.0120/0.02 against its base, the mean of 3 further pairs" in shown
 
 
+def test_a_reference_that_was_moved_and_measured_anew_is_no_gain_and_has_near_misses(
+    cli: Cli, careful: Path, git: Git
+) -> None:
+    script = careful / "train.py"
+    script.write_text(script.read_text().replace("RATE = 0.1\n", "RATE = 0.15\n"))
+    git(careful, "commit", "-qam", "my own edit")
+    git(careful, "update-ref", git(careful, "for-each-ref", "--format=%(refname)",
+                                   "refs/autohypothesis/reference/"), "HEAD")  # fmt: skip
+    loop = cli("run-loop", "--max", "1")
+    assert loop.returncode == 0 and "1 baseline" in loop.stderr, loop.stderr
+    assert "best: val_bpb 1.350000, the baseline" in loop.stderr
+    assert "next: python orchestrator.py digest" in loop.stderr
+    assert "best --diff" not in cli("digest").stdout
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.162").returncode == 0
+    for page in ("runs", "digest"):
+        assert "near misses; to run one at more seeds" in cli(page).stdout
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.3").returncode == 0
+    assert "near misses on an earlier reference" in cli("runs").stdout
+    assert "adopt" in cli("run-loop", "--max", "1").stderr
+
+
 def test_only_a_near_miss_of_the_present_reference_is_run_at_more_seeds(
     cli: Cli, careful: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.reference import read_reference
 from autohypothesis.engine.task import Task
 from autohypothesis.fleet.knowledge.knowledge_base import (
     RATIONALE,
@@ -144,9 +145,11 @@ def _undated(brief: Brief) -> dict[str, Any]:
 def compose_brief(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:
     """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
     steering, earlier = sources.steering, carried(project.layout)[0]
+    tag = project.tag
+    reference = read_reference(project.repository, project.layout, tag) if tag else None
     near = (
         f"near miss: {each.experiment_id} ({each.title}): {each.compared.near_miss}"
-        for each in near_misses(sources.rows)[:MAX_NEAR_MISSES]
+        for each in near_misses(sources.rows, reference)[:MAX_NEAR_MISSES]
     )
     damaged = (f"{problem.path} {problem.reason}" for problem in problems[:MAX_DAMAGED])
     brief = Brief(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import fmean
 
-from autohypothesis.errors import RecordError
+from autohypothesis.engine.reference import read_reference
+from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
 from autohypothesis.fleet.overview.results import (
     DeviceInterval,
@@ -25,6 +26,7 @@ from autohypothesis.fleet.overview.results import (
 from autohypothesis.installation import suggested
 from autohypothesis.records.comparison import Comparison, NearMiss, comparison_of, near_misses
 from autohypothesis.records.files import load_or_none
+from autohypothesis.records.git import Repository
 from autohypothesis.records.history import DecisionHistory, of_search
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
@@ -146,6 +148,10 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         rows = of_search(read_ledger(layout), tag)
     with _noting(unread):
         latest = DecisionHistory.of_tag(layout, tag).latest
+    reference = standing.reference
+    if tag != standing.tag:
+        with suppress(AutohypothesisError):
+            reference = read_reference(Repository(layout.root), layout, tag)
     by_id = {str(row["id"]): row for row in rows}
     decided = [
         (by_id[name], decision)
@@ -193,7 +199,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         provisional=confirmed_as("provisional"),
         refuted=confirmed_as("refuted"),
         not_confirmed=confirmed_as("refuted", "discard"),
-        near_misses=[each for each in near_misses(rows) if each.experiment_id in names],
+        near_misses=[each for each in near_misses(rows, reference) if each.experiment_id in names],
         crashes=_failures(decided, "crash"),
         lost=_failures(decided, "lost"),
         device_hours=round(sum(use.device_hours for use in workers), 4),

@@ -62,7 +62,8 @@ class BestRun:
     title: str
     confirmation: str
     baseline: float | None
-    """Value of the first kept run of the unchanged script, on the same platform."""
+    """Value of the first kept run of the unchanged script, on the same platform; the best's own
+    where nothing was changed in it."""
     improvement: float | None
     """Over the baseline, positive is better whatever the direction."""
     improvement_share: float | None
@@ -80,7 +81,8 @@ def best_so_far(board: Mapping[str, Any]) -> BestRun | None:
     if value is None:
         return None
     direction: Direction = "maximize" if row.get("direction") == "maximize" else "minimize"
-    baseline = real(board.get("baseline"), metric)
+    # A reference that was moved by hand and measured anew is a start, and no gain.
+    baseline = value if row.get("reason") == "baseline" else real(board.get("baseline"), metric)
     # `+ 0.0` makes a zero of a negative zero.
     gain = None if baseline is None else better_by(value, baseline, direction) + 0.0
     return BestRun(
