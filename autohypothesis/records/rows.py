@@ -303,7 +303,9 @@ def finish(
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:
-    """Whether the row is a run of the unchanged script."""
+    """Whether the row is a run of the unchanged script, or was decided as one of a reference."""
+    if row.get("reason") == "baseline":
+        return True
     tag = row["tag"]
     if ID.fullmatch(tag):
         return bool(row["hypothesis_id"] == baseline_id(tag))

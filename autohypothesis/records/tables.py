@@ -90,6 +90,12 @@ def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:
     return platform, placed.fixed.get("direction") or entry.facts.direction
 
 
+def _is_baseline(entry: FoldEntry) -> bool:
+    """Return what `rows.is_baseline` says of the row of a decided entry."""
+    placed = entry.placement
+    return entry.facts.baseline or bool(placed and placed.fixed.get("reason") == "baseline")
+
+
 def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -> float | None:
     if best is None or (placed := entries[best].placement) is None:
         return None
@@ -98,7 +104,7 @@ def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -
         (other.ordinal, other.metric_value)
         for entry in entries.values()
         if (other := entry.placement) is not None
-        and (other.tag, other.status, entry.facts.baseline) == (tag, "keep", True)
+        and (other.tag, other.status, _is_baseline(entry)) == (tag, "keep", True)
         and not (entry.facts.damage or entry.wrong)
         and _compared(entry, other)[0] == platform
     ]
@@ -112,7 +118,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     """
     mine = [entry for entry in folded.entries.values() if tag and _tag_of(entry) == tag]
     mine = mine or [entry for entry in folded.entries.values() if _tag_of(entry) in ("", IMPORTED)]
-    counted = tally((_word_of(entry), entry.facts.baseline) for entry in mine)
+    counted = tally((_word_of(entry), _is_baseline(entry)) for entry in mine)
     best = best_of(
         {
             key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)

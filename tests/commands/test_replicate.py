@@ -135,6 +135,8 @@ def test_a_reference_that_was_moved_and_measured_anew_is_no_gain_and_has_near_mi
     assert "best: val_bpb 1.350000, the baseline" in loop.stderr
     assert "next: python orchestrator.py digest" in loop.stderr
     assert "best --diff" not in cli("digest").stdout
+    for page in ("status", "show-results"):
+        assert json.loads(cli(page, "--json").stdout)["keep_rate"] is None, "nothing was tried"
     assert cli("run-experiment", "--settle", "--set", "RATE=0.162").returncode == 0
     for page in ("runs", "digest"):
         assert "near misses; to run one at more seeds" in cli(page).stdout
