@@ -122,7 +122,9 @@ key=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))['api_key']
 number=0
 for port in 8000 8002; do
     ask() { curl -s "http://127.0.0.1:$port/api/$1" -H "Authorization: Bearer $key" -o "../$2$number"; }
-    ask "git/fetch/$(git rev-parse HEAD)" bundle
+    ask git/leaves leaves
+    leaf=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))[0]['hash'])" "../leaves$number")
+    ask "git/fetch/$leaf" bundle
     git bundle verify -q "../bundle$number"
     ask channels/discussion/posts posts
     ask results results
