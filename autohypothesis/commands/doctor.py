@@ -53,6 +53,7 @@ class Check:
 def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
     """Check this machine and this repository; exit 1 when something needed is missing.
 
+    Data that `up` makes by itself is a warning only.
     Example: `orchestrator.py doctor --json`
     """
     from rich.markup import escape
@@ -65,7 +66,7 @@ def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
         mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
         hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
         out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
-    if not as_json and all(c.verdict != "missing" or c.name == "data" for c in checks):
+    if not as_json and not missing:
         remark("next: python orchestrator.py up --hours 8, or run-loop for one device")
     raise typer.Exit(1 if missing else 0)
 
@@ -357,7 +358,7 @@ def _records(project: Project) -> Iterator[Check]:
 
 def _data(project: Project) -> Iterator[Check]:
     from autohypothesis.engine.devices import devices
-    from autohypothesis.engine.inputs import locate_inputs, makes_inputs
+    from autohypothesis.engine.inputs import SCRIPT, locate_inputs, makes_inputs
 
     root = project.layout.root
     try:
@@ -368,10 +369,11 @@ def _data(project: Project) -> Iterator[Check]:
             working = devices("cuda" if inputs.device == "cuda" else "cpu")
             yield Check("device for it", "ok", f"{len(working)} x {working[0].name}")
     except LaunchError as error:
-        problem, hint = error.problem, error.hint
-        if makes_inputs(project.task):
-            problem = problem.partition("; run: ")[0]  # its own advice is a part of ours
+        if makes_inputs(project.task) and (root / SCRIPT).is_file():
+            problem = error.problem.partition("; run: ")[0]  # its own advice is a part of ours
             hint = "python orchestrator.py setup; `up` does it as well"
-        yield Check("data", "missing", problem, hint)
+            yield Check("data", "warning", problem, hint)
+        else:
+            yield Check("data", "missing", error.problem, error.hint)
     except LeaseError as error:
         yield Check("data", "missing", error.problem, error.hint)

@@ -149,7 +149,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
     """Say what was found, before anything is run."""
     import shlex
 
-    from autohypothesis.proposers.knobs import budget_constants
+    from autohypothesis.proposers.knobs import budget_constants, set_twice
 
     facts, metric = found.facts, found.metric
     why = next((script.reasons for script in found.scripts if script.path == facts.path), ())
@@ -160,6 +160,8 @@ def _tell_findings(found: Findings, report: Report) -> None:
         objective = f"{metric.direction} {name}" + (f" ({where})" if where else "")
     metrics = [each.name for each in facts.metrics if each.name != name][:SHOWN]
     compute = budget_constants(found.sources(), any_case=True)
+    twice = set_twice(found.sources(), any_case=True)
+    homes = _few(f"{name} (in {' and '.join(paths)})" for name, paths in twice.items())
     lines = [
         ("repository", str(found.root)),
         ("script", f"{facts.path}: {', '.join(why) or 'as you said'}"),
@@ -172,6 +174,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
         ("settings", _few(f"{name} {value}" for name, value in found.constants.items())),
         ("knobs", _few(found.knobs)),
         ("left alone", compute and f"{_few(compute)}, which would buy score with compute"),
+        ("left alone", twice and f"{homes}: `search` turns what one file alone sets"),
         ("config", _few([*facts.config_scripts, *facts.configs])),
         ("data", _few(map(str, found.data))),
     ]

@@ -249,7 +249,7 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
     if ours:
         command = TrainingCommand((sys.executable, SCRIPT))
     words = [*command.words, *options]
-    environment = {**os.environ, **command.environment}
+    environment = {**os.environ, **command.environment, "AUTOHYPOTHESIS_SETUP": "1"}
     ended = subprocess.run(
         words, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
     )

@@ -272,13 +272,18 @@ class ResultLines:
 
 
 def line_of(project: Project, decision: Decision) -> dict[str, Any]:
-    """Return what is known of one iteration; unknown scores and times are null."""
+    """Return what is known of one iteration; unknown scores and times are null.
+
+    So are commit and hash of a candidate that was refused before it had a commit: what is recorded
+    is its base.
+    """
     run = project.layout.run(decision.experiment_id)
     result, ended, metadata = map(read_object, (run.result, run.exit, run.metadata))
     runtime = part_of(metadata, "runtime")
     mutation = part_of(result.get("evidence"), "mutation")
     score = part_of(ended, "score")
     changed = _changed(project, decision)
+    made = decision.commit if decision.commit != decision.base_commit else None
     return {
         "task_id": project.task.id,
         "iteration_id": decision.experiment_id,
@@ -290,8 +295,8 @@ def line_of(project: Project, decision: Decision) -> dict[str, Any]:
         "candidate_score": decision.metric_value,
         "baseline_score": decision.reference_value,
         "baseline_hash": _artifacts_hash(project, str(decision.base_commit)),
-        "candidate_hash": _artifacts_hash(project, decision.commit),
-        "commit": decision.commit,
+        "candidate_hash": _artifacts_hash(project, made) if made else None,
+        "commit": made,
         "metrics": {k: v for k, v in part_of(result, "metrics").items() if v is not None},
         "diff_summary": runtime.get("diff_stat") or "",
         "changed_files": sorted(changed),

@@ -33,10 +33,13 @@ _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _NO_KNOB = re.compile(
     r"(?:^|_)(?:SEED|RANDOM_STATE|BUDGET|SECONDS|MINUTES|HOURS|TIMEOUT|PORT|VERSION|PATH|DIR|FILE"
     r"|FOLDER|URL|FLOPS|WORKERS|THREADS|LOG|LOGGING|EVAL|VAL|TEST|DEBUG|VERBOSE|QUIET|INTERVAL"
-    r"|EVERY|CHECKPOINT|SAVE|PROFILE|VOCAB_SIZE|GPU|GPUS|RANK|WORLD_SIZE|EPS|EPSILON"
-    r"|PRINT|DOWNLOAD|CACHE|SLEEP)(?:_|$)"
+    r"|EVERY|CHECKPOINT|SAVE|PROFILE|GPU|GPUS|RANK|WORLD_SIZE|EPS|EPSILON"
+    r"|PRINT|DOWNLOAD|CACHE|SLEEP"
+    r"|VOCAB|VOCABULARY|ALPHABET|CLASSES|LABELS|DATASET|DATA_SIZE|TRAIN_SIZE|(?:N|NUM|IN)_FEATURES"
+    r"|(?:IN|INPUT|OUT|OUTPUT)_(?:DIM|SIZE|CHANNELS))(?:_|$)"
 )
-"""Seeds, clocks, places, reporting and evaluation: nothing that makes a model better."""
+"""Seeds, clocks, places, reporting and evaluation: nothing that makes a model better. In the last
+two lines what follows from the data: another value is an index outside of it, or other data."""
 _AMOUNTS = {"STEPS", "STEP", "ITERS", "ITER", "ITERATIONS", "ITERATION", "EPOCHS", "EPOCH"}
 _AMOUNTS_BY_PREFIX = {
     "UPDATES", "TIMESTEPS", "EPISODES", "GENERATIONS", "ROUNDS", "ROUND", "TOKENS", "SAMPLES",
@@ -94,6 +97,15 @@ def discovered(
         and not _buys_score(name, value)
     }
     return {name: knob for name, knob in knobs.items() if knob is not None}
+
+
+def set_twice(sources: Mapping[str, str], *, any_case: bool = False) -> dict[str, list[str]]:
+    """Return constant -> paths, where several of the Python `sources` set what is a knob of one."""
+    homes: dict[str, list[str]] = {}
+    for path, text in sources.items():
+        for name in discovered({path: text}, any_case=any_case):
+            homes.setdefault(name, []).append(path)
+    return {name: paths for name, paths in homes.items() if len(paths) > 1}
 
 
 def budget_constants(sources: Mapping[str, str], *, any_case: bool = False) -> list[str]:

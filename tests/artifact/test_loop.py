@@ -370,6 +370,8 @@ def test_the_same_change_is_measured_again_by_another_rubric_only(letters: Lette
     assert (first["status"], first["reason"]) == ("discard", "within_noise")
     assert (second["status"], second["reason"]) == ("discard", "nothing_new")
     assert first["iteration_id"] in second["detail"] and second["candidate_score"] is None
+    assert (second["commit"], second["candidate_hash"]) == (None, None), "the base is no candidate"
+    assert second["description"] and second["baseline_hash"] == first["baseline_hash"]
     rows = (letters.root / "results.tsv").read_text().splitlines()
     assert len(rows) == 3, rows  # header, baseline, the first
     letters.edit_task("min_delta: 0.5", "min_delta: 0.4")

@@ -69,6 +69,12 @@ def test_a_fleet_and_a_loop_say_it_too(cli: Cli, foreign: Path, git: Git) -> Non
     assert "data/ (4 bytes)" in cli("run-loop", "--max", "1", "--tag", "u").stderr
 
 
+def test_up_names_what_runs_lack_once(cli: Cli, foreign: Path, git: Git) -> None:
+    with_data(foreign, git)
+    up = cli("up", "--cpu-workers", "1", "--max-runs", "1")
+    assert up.returncode == 0 and up.stderr.count("data/ (4 bytes)") == 1, up.stderr
+
+
 def test_a_submodule_that_is_not_here_stops_a_search_before_it_begins(
     cli: Cli, foreign: Path, git: Git
 ) -> None:

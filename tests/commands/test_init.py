@@ -87,6 +87,16 @@ SCIKIT = {
 }
 
 
+def test_a_setting_of_script_and_config_is_named_where_it_is_left_alone(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    config = NANO["config/tiny.py"] + "learning_rate = 1e-3\ndropout = 0.2\n"
+    root = new_repository(tmp_path / "r", {**NANO, "config/tiny.py": config})
+    _, report, said = ran(root, "--dry-run")
+    assert "learning_rate (in train.py and config/tiny.py)" in said
+    assert list(report["knobs"]) == ["dropout"]
+
+
 def ran(root: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     answer = called("init", *words, "--json", cwd=root)
     assert answer.stdout, answer.stderr

@@ -235,6 +235,7 @@ def test_rows_of_another_length_are_made_from_text_that_is_here_without_a_downlo
     answer = cli(*words, cwd=with_data)
     assert answer.returncode == 0, answer.stderr
     assert "profile test+seq48" in answer.stdout
+    assert "prepared" in answer.stderr and answer.stderr.count("next:") == 1
     answer = cli(*words, "--source", "tinystories", cwd=with_data)
     assert answer.returncode == 0 and "not prepared: tinystories" in answer.stderr
 

@@ -700,6 +700,14 @@ def test_bootstrap_prepares_data_that_is_not_there(
     (foreign / ".gitignore").write_text("data/\n")
     git(foreign, "add", "-A")
     git(foreign, "commit", "-q", "-m", "a task")
+    monkeypatch.setattr(doctor, "every_check", lambda path: [*doctor._data(Project.open(path))])
+    noted = cli("doctor")
+    assert noted.returncode == 0 and "warning  data: " in noted.stdout
+    assert "`up` does it as well" in noted.stdout and "next: " in noted.stderr
+    (foreign / "prepare.py").rename(foreign / "elsewhere.py")
+    assert cli("doctor").returncode == 1, "there is nothing to make it with"
+    (foreign / "elsewhere.py").rename(foreign / "prepare.py")
+    monkeypatch.setattr(doctor, "every_check", lambda path: [])
     alone = cli("init-fleet", "--cpu-workers", "1")
     assert alone.returncode == 1 and "no data in" in alone.stderr
     answer = cli("bootstrap", "--cpu-workers", "1", "--json")

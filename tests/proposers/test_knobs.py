@@ -6,10 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from autohypothesis.engine.task import Knob
-from autohypothesis.proposers.knobs import budget_constants, computed_in, discovered, knobs_of
+from autohypothesis.proposers.knobs import (
+    budget_constants,
+    computed_in,
+    discovered,
+    knobs_of,
+    set_twice,
+)
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Steering
 from tests.conftest import ROOT, Cli, Git, rows
@@ -97,7 +104,17 @@ def test_a_constant_that_follows_another_is_known() -> None:
 
 
 def test_a_constant_of_two_files_is_nobodys_knob() -> None:
-    assert not discovered({"a.py": "DEPTH = 3\n", "b.py": "DEPTH = 4\n"})
+    sources = {"a.py": "DEPTH = 3\n", "b.py": "DEPTH = 4\nWIDTH = 8\n"}
+    assert list(discovered(sources)) == ["WIDTH"]
+    assert set_twice(sources) == {"DEPTH": ["a.py", "b.py"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["VOCAB", "VOCAB_SIZE", "N_VOCAB", "NUM_CLASSES", "DATASET_SIZE", "INPUT_DIM"]
+)
+def test_a_size_of_the_data_is_no_knob(name: str) -> None:
+    source = f"{name} = 65\nHIDDEN_DIM = 64\nLABEL_SMOOTHING = 0.1\nMAX_FEATURES = 100\n"
+    assert list(discovered({"a.py": source})) == ["HIDDEN_DIM", "LABEL_SMOOTHING", "MAX_FEATURES"]
 
 
 def test_a_script_that_does_not_parse_has_no_knobs() -> None:
