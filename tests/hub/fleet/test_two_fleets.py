@@ -18,6 +18,7 @@ import pytest
 
 from autohypothesis import sandbox
 from autohypothesis.engine.devices import cpu_slots
+from autohypothesis.records.rows import NOT_EVIDENCE
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
 from tests.conftest import wait_until as until
@@ -138,7 +139,7 @@ def check_nothing_was_lost(hub: HubProcess, results: list[dict[str, Any]], *flee
         decided = [
             row["id"]
             for row in fleet.rows()
-            if row["ordinal"] is not None and row["status"] not in ("lost", "cancelled")
+            if row["ordinal"] is not None and row["failure_kind"] not in NOT_EVIDENCE
         ]
         assert told == Counter(decided)
         assert sum(post["agent_id"] == fleet.name for post in posts) == len(decided)
