@@ -1355,7 +1355,8 @@ def shape_problem(constants: dict[str, Any], seq_len: int) -> str | None:
     up, down = constants.get("WARMUP_RATIO", 0), constants.get("WARMDOWN_RATIO", 0)
     if up + down > 1:
         return f"WARMUP_RATIO = {up} and WARMDOWN_RATIO = {down} are more than 1 together"
-    total, rows = constants.get("TOTAL_BATCH_SIZE", 0), constants.get("DEVICE_BATCH_SIZE", 1)
+    total = constants.get("TOTAL_BATCH_SIZE", 0)
+    rows = min(constants.get("DEVICE_BATCH_SIZE", 1), max(1, total // seq_len))
     if total % (rows * seq_len):
         return (
             f"TOTAL_BATCH_SIZE = {total} is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN = "

@@ -41,7 +41,7 @@ WINDOW_PATTERN = profile.window_pattern  # a letter a layer: S sees half a row, 
 
 # Batch
 TOTAL_BATCH_SIZE = profile.total_batch_size  # tokens an optimizer step
-DEVICE_BATCH_SIZE = profile.device_batch_size  # rows a forward pass
+DEVICE_BATCH_SIZE = profile.device_batch_size  # rows a forward pass, at most
 
 # Optimization
 EMBEDDING_LR = 0.6  # token and value embeddings, AdamW
@@ -405,13 +405,18 @@ def dummy_batches(rows: int, device: torch.device) -> Iterator[tuple[Tensor, Ten
         yield x, x, 0
 
 
+def rows_of_a_pass() -> int:
+    """Returns the rows of a forward pass: as many as a step has, where that is fewer."""
+    return min(DEVICE_BATCH_SIZE, max(1, TOTAL_BATCH_SIZE // profile.seq_len))
+
+
 def warm_up(model: GPT, loss_fn: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> int:
     """Compiles and fills caches on dummy data, restores the weights; returns rows that fit.
 
     On a GPU the budget is wall time, and compilation would take a large and varying part of it.
     """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    rows = DEVICE_BATCH_SIZE
+    rows = rows_of_a_pass()
     while True:
         try:
             step = build_optimizers(model)
@@ -490,7 +495,7 @@ class Progress:
 def train(model: GPT, tokenizer: Tokenizer, device: torch.device, clock: Clock) -> Progress:
     """Trains until the budget of `clock`, which it starts and stops, is spent."""
     loss_fn = make_loss(model, device)
-    rows = warm_up(model, loss_fn, device) if device.type == "cuda" else DEVICE_BATCH_SIZE
+    rows = warm_up(model, loss_fn, device) if device.type == "cuda" else rows_of_a_pass()
     micro_steps = TOTAL_BATCH_SIZE // (rows * profile.seq_len)
     update = build_optimizers(model)
     batches = make_dataloader(tokenizer, rows, profile.seq_len, profile.device)
@@ -519,10 +524,10 @@ def main() -> None:
     run_dir = os.environ.get("AUTOHYPOTHESIS_RUN_DIR")
     if profile.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"profile {profile.name} needs CUDA; for this machine run: python prepare.py")
-    if TOTAL_BATCH_SIZE % (DEVICE_BATCH_SIZE * profile.seq_len):
+    if TOTAL_BATCH_SIZE % (rows_of_a_pass() * profile.seq_len):
         sys.exit(
             f"TOTAL_BATCH_SIZE = {TOTAL_BATCH_SIZE} is not a multiple of DEVICE_BATCH_SIZE x"
-            f" MAX_SEQ_LEN = {DEVICE_BATCH_SIZE} x {profile.seq_len}"
+            f" MAX_SEQ_LEN = {rows_of_a_pass()} x {profile.seq_len}"
         )
     torch.manual_seed(seed)
     device = torch.device(profile.device)

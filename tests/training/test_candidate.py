@@ -62,6 +62,14 @@ def test_a_batch_that_does_not_divide_names_both_sizes(preflight: Any, candidate
     assert found["constants"]["DEVICE_BATCH_SIZE"] == 7
 
 
+def test_a_step_of_fewer_rows_than_a_pass_may_have_is_one_pass(
+    preflight: Any, candidate: Make
+) -> None:
+    edit = "TOTAL_BATCH_SIZE = profile.total_batch_size", "TOTAL_BATCH_SIZE = 64"
+    found = preflight(candidate(*edit))
+    assert found["ok"], found["problem"]
+
+
 @pytest.mark.parametrize(
     ("constants", "problem"),
     [
