@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CANCELLED = "stopped before its end"
 NO_SHIM = "the shim ended without writing exit.json"
+STOPPED_BEFORE = "cancelled"
+"""The detail of an `infra` failure by which an earlier version recorded a `down`."""
 _ZERO_SHARE = 0.01  # of the budget: a training shorter than this did not train
 _DETAIL = 300
 _OOM = re.compile(
@@ -110,12 +112,13 @@ def is_device_evidence(result: Result) -> bool:
 
 
 def is_interruption(detail: str) -> bool:
-    """Return whether an `infra` failure, by its detail, is a kill of the shim.
+    """Return whether an `infra` failure, by its detail, is a kill of the shim or, in older
+    records, a `down`.
 
     Such a run comes back without end, as a cancelled one does. All others may be the script's own
     doing (an alarm, a full disk), and come back a few times.
     """
-    return detail == NO_SHIM
+    return detail in (NO_SHIM, STOPPED_BEFORE)
 
 
 def room_in(text: str) -> str:

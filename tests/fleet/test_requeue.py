@@ -9,7 +9,7 @@ import pytest
 
 from autohypothesis.engine import local_executor, runner
 from autohypothesis.engine.collect import collect
-from autohypothesis.engine.failures import CANCELLED, NO_SHIM
+from autohypothesis.engine.failures import CANCELLED, NO_SHIM, STOPPED_BEFORE
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.policy import MAX_INFRA_RETRIES
 from autohypothesis.engine.project import Project
@@ -166,7 +166,10 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
     return moved
 
 
-@pytest.mark.parametrize(("detail", "kind"), [(CANCELLED, "cancelled"), (NO_SHIM, "infra")])
+@pytest.mark.parametrize(
+    ("detail", "kind"),
+    [(CANCELLED, "cancelled"), (NO_SHIM, "infra"), (STOPPED_BEFORE, "infra")],
+)
 def test_a_down_and_a_killed_shim_come_back_however_often(
     fleet_project: Project, detail: str, kind: str
 ) -> None:
