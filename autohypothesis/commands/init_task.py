@@ -20,6 +20,7 @@ from autohypothesis.commands.common import (
 )
 from autohypothesis.errors import UsageError
 from autohypothesis.installation import suggested
+from autohypothesis.plain import some_of
 
 if TYPE_CHECKING:
     from autohypothesis.engine.experiment import Outcome
@@ -184,9 +185,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
 
 
 def _few(words: Iterable[str]) -> str:
-    listed = list(words)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more
+    return some_of(list(words), 8)
 
 
 def _write(report: Report, found: Findings) -> None:

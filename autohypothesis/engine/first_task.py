@@ -110,7 +110,7 @@ class Findings:
 
     def task_text(self) -> str:
         """Return the task file, with comments."""
-        metric = self.metric or PrintedMetric("val_loss", (), 0, "minimize")
+        metric = self.metric or PrintedMetric("val_loss", (), "minimize")
         words = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(self.facts.path).stem.lower())
         likely = [each.name for each in self.facts.metrics if is_likely_objective(each)]
         page = templates(Path(__file__).parent / "templates").get_template("task.yaml.j2")
@@ -190,7 +190,7 @@ def examine(
     start = (*python, os.path.relpath(path, cwd))
     objective = _likeliest(facts.metrics)
     if metric is not None:
-        objective = PrintedMetric(metric, (), 0, direction_of(metric))
+        objective = PrintedMetric(metric, (), direction_of(metric))
     return Findings(
         root=root,
         scripts=scripts,

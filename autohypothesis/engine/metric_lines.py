@@ -79,13 +79,11 @@ class PrintedMetric(NamedTuple):
         values: the different finite values, in the order in which each was printed last, so
             that `values[-1]` is the last one; eight at most. Two or more mean that it is printed
             more than once in a run, and that the task has to say `scorer: {parse: {take: last}}`.
-        times: how often it was printed.
         direction: whether a lower or a higher value is better, as far as the name tells.
     """
 
     name: str
     values: tuple[float, ...]
-    times: int
     direction: Direction
 
 
@@ -194,7 +192,6 @@ def find_metrics(text: str) -> list[PrintedMetric]:
     that does not end counts as well. Numbers that are not finite are left out.
     """
     values: dict[str, dict[float, None]] = {}
-    counts: dict[str, int] = {}
     for line in lines_of(text[-WINDOW:] + "\n"):
         for name, written in pairs_in(line):
             value = parse_number(written)
@@ -202,14 +199,8 @@ def find_metrics(text: str) -> list[PrintedMetric]:
                 known = values.setdefault(name, {})
                 known.pop(value, None)
                 known[value] = None
-                counts[name] = counts.get(name, 0) + 1
     listed = [
-        PrintedMetric(
-            name,
-            tuple(known)[-MAX_VALUES:],
-            counts[name],
-            direction_of(name),
-        )
+        PrintedMetric(name, tuple(known)[-MAX_VALUES:], direction_of(name))
         for name, known in values.items()
     ]
     return sorted(listed, key=lambda metric: _rank(metric.name))

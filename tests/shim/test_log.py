@@ -311,8 +311,8 @@ def test_the_list_of_metrics_begins_with_the_likeliest_objective() -> None:
         "step 250: train loss 2.0, val loss 2.1\n{'eval_accuracy': 0.9, 'epoch': 1.0}\n"
     )
     first, second, third, *rest = find_metrics(text)
-    assert first == ("val_loss", (4.3, 2.1), 2, "minimize")
-    assert second == ("eval_accuracy", (0.9,), 1, "maximize")
+    assert first == ("val_loss", (4.3, 2.1), "minimize")
+    assert second == ("eval_accuracy", (0.9,), "maximize")
     assert third.name == "train_loss" and not any(map(is_likely_objective, rest))
     for metric in (first, second, third):
         assert parse_summary(text, metric.name).values == list(metric.values)

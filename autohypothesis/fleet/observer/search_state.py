@@ -1,7 +1,7 @@
 """A read-only view of a search, from which proposals are made, and against which they are checked.
 
-Two ideas are equal if they make the same
-files of the reference, or the same settings on the same code.
+Two ideas are equal if they make the same files of the reference, or the same settings on the same
+code.
 """
 
 from __future__ import annotations
