@@ -36,6 +36,7 @@ from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import held
 from autohypothesis.records.outputs import refuse_foreign_ledger
+from autohypothesis.records.rows import IMPORTED
 from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Manifest, SearchSettings, now
 
@@ -110,11 +111,16 @@ class Project:
 
         Raises:
             UsageError: an experiment of another tag is running, an observer works, or `tag` is
-                a search of another task.
+                a search of another task, or that of another tool's runs.
             FleetError: a file of the user's has the name of the ledger.
         """
         wanted = checked_id(tag or self.default_tag())
         refuse_foreign_ledger(self.repository, self.layout)
+        if wanted == IMPORTED:
+            raise UsageError(
+                f"tag {wanted!r} is that of the runs which another tool left here",
+                hint="name another: --tag NAME",
+            )
         if (other := self._task_of(wanted)) not in ("", self.task.id):
             raise UsageError(
                 f"tag {wanted!r} is a search of task {other!r}, not of {self.task.id!r}",

@@ -181,6 +181,12 @@ def test_another_tag_starts_from_head_and_leaves_the_first_alone(cli: Cli) -> No
     assert len(json.loads(cli("runs", "--json", "--all").stdout)) == 2
 
 
+def test_the_tag_of_another_tools_runs_begins_no_search(cli: Cli) -> None:
+    answer = cli("run-experiment", "--tag", "imported")
+    assert answer.returncode == 1 and "which another tool left here" in answer.stderr
+    assert cli("runs", "--tag", "imported", "--json").returncode == 0  # it shows those
+
+
 def test_every_listing_and_page_answers_in_json(cli: Cli) -> None:
     run(cli)
     identity = rows(cli)[0]["id"]
