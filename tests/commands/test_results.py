@@ -90,21 +90,22 @@ def test_crashes_are_counted_by_kind_and_the_machines_own_are_not() -> None:
         "crash")  # fmt: skip
     found = search.results()
     assert found.crashes == {"oom": 2, "timeout": 1, "unknown": 1}
-    assert (found.experiments, found.crashed, found.keep_rate) == (5, 4, 0.0)
+    assert (found.experiments, found.outcomes["crash"], found.keep_rate) == (5, 4, 0.0)
 
 
 def test_repeats_and_undecided_runs_are_no_ideas() -> None:
     search = Search().ran("keep", 1.0).ran("replicate", 1.1, replicates="baseline-t-1")
     search.ran("discard", 1.05, replicates="baseline-t-1").ran("running", ordinal=None)
     found = search.results()
-    assert (found.experiments, found.repeats, found.undecided) == (1, 2, 1)
+    assert found.experiments == 1
+    assert found.outcomes == {"keep": 1, "replicate": 2, "undecided": 1}
     assert found.keep_rate is None
 
 
 def test_a_refuted_keep_is_not_the_best() -> None:
     found = Search().ran("keep", 1.0).ran("keep", 0.9).ran(
         "keep", 0.5, confirmation="refuted").results()  # fmt: skip
-    assert found.best and found.best.value == 0.9 and found.kept == 3
+    assert found.best and found.best.value == 0.9 and found.outcomes["keep"] == 3
 
 
 def test_hours_are_those_in_experiments_and_those_that_went_by() -> None:
@@ -140,7 +141,8 @@ def test_the_example_in_the_documents_is_told_in_numbers(cli: Cli, tmp_path: Pat
     assert answer.returncode == 0, answer.stderr
     said = json.loads(answer.stdout)
     rows = [json.loads(line) for line in (EXAMPLE / "experiments.jsonl").read_text().splitlines()]
-    assert said["tag"] == "demo-2" and said["experiments"] == 11 and said["repeats"] == 1
+    assert said["tag"] == "demo-2" and said["experiments"] == 11
+    assert said["outcomes"]["replicate"] == 1
     assert said["start"]["value"] == rows[0]["val_bpb"]
     assert said["best"]["experiment_id"] == "h-demo-2-0002-1"
     assert said["gain"] == pytest.approx(0.0583, abs=1e-4)

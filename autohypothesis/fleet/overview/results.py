@@ -103,13 +103,9 @@ class Results:
     tag: str | None
     metric: str
     experiments: int
-    kept: int
-    discarded: int
-    crashed: int
-    repeats: int | None
-    undecided: int | None
+    """Kept, discarded or crashed."""
     outcomes: Mapping[str, int]
-    """Word of `records.outcomes` -> number; a table knows kept, discarded and crashed only."""
+    """Word of `records.outcomes` -> number; a table knows keep, discard and crash only."""
     keep_rate: float | None
     """Kept share of the decided experiments, without the baseline."""
     start: DecidedExperiment | None
@@ -159,8 +155,6 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
         counts,
         tag=tag,
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
-        repeats=counts.outcomes.get("replicate", 0),
-        undecided=counts.outcomes.get("undecided", 0),
         crashes=dict(Counter(kind or "unknown" for kind in kinds).most_common()),
         notes=[*_notes(rows)],
         **_hours(list(spans), ended(counts.outcomes)),
@@ -185,12 +179,9 @@ def from_table(table: knowledge_base.WarmStart) -> Results:
         for line in table.tried
     }  # fmt: skip
     best = None if table.best is None else trials[table.best.line]
-    unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
-    known = {"metric": "val_bpb", "notes": table.problems}
+    known = {"tag": None, "metric": "val_bpb", "crashes": None, "notes": table.problems}
     counts = tally((trial.status, trial.baseline) for trial in trials.values())
-    return _results(
-        table.path.name, list(trials.values()), best, counts, **known, **unknown, **_hours([], 0)
-    )
+    return _results(table.path.name, list(trials.values()), best, counts, **known, **_hours([], 0))
 
 
 def says_something(row: Row) -> bool:
@@ -233,9 +224,6 @@ def _results(
     return Results(
         source=source,
         experiments=tried(counts.outcomes),
-        kept=counts.outcomes.get("keep", 0),
-        discarded=counts.outcomes.get("discard", 0),
-        crashed=counts.outcomes.get("crash", 0),
         outcomes=counts.outcomes,
         keep_rate=counts.keep_rate,
         start=start,
