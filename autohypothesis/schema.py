@@ -232,6 +232,9 @@ class Proposal(Strict):
             left_out |= _take_out_unknown(Prediction, effect, "prediction.")
             left_out |= _take_out_text(effect, "delta", "prediction.")
         left_out |= _take_out_text(fields, "priority")
+        if isinstance(settings := fields.get("config_overrides"), dict):
+            fields["config_overrides"] = settings = dict(settings)
+            left_out |= _take_out_nulls(settings)
         try:
             proposal = cls.model_validate(fields)
         except ValidationError as error:
@@ -281,6 +284,15 @@ def _take_out_text(fields: dict[str, Any], key: str, prefix: str = "") -> dict[s
     if fields.get(key) is None or finite(fields[key]) is not None:
         return {}
     return {f"{prefix}{key}": f"{str(fields.pop(key))[:60]!r} is no number"}
+
+
+def _take_out_nulls(settings: dict[str, Any]) -> dict[str, str]:
+    """Take out constants that are null: programs write that for one they leave as it is."""
+    reason = "null keeps a constant as it is; a patch can make it None"
+    nulls = [name for name, value in settings.items() if value is None]
+    for name in nulls:
+        del settings[name]
+    return {f"config_overrides.{name}": reason for name in nulls}
 
 
 def _take_out_fault(fields: dict[str, Any], fault: ErrorDetails) -> dict[str, str]:

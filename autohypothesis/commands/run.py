@@ -227,6 +227,11 @@ def settings_of(words: list[str]) -> dict[str, Any]:
             settings[name.strip()] = json.loads(text)
         except ValueError:
             settings[name.strip()] = text
+        if settings[name.strip()] is None:
+            raise UsageError(
+                f"{word!r} names no value: null is none",
+                hint="to make a constant None, run an edit: --patch FILE",
+            )
     return settings
 
 

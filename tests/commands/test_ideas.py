@@ -102,6 +102,7 @@ def test_a_protected_file_in_the_working_tree_is_refused(
         (["--set", "RATE=1", "--instructions", "do it"], "--set and --instructions"),
         (["--set", "RATE=1", "--diff"], "--set and --diff"),
         (["--set", "RATE"], "'RATE' is not NAME=VALUE"),
+        (["--set", "RATE=null"], "'RATE=null' names no value"),
         (["--set", "RAET=0.2"], "did you mean 'RATE'"),
         (["--set", "RATE=0.1"], "changes nothing"),
         (["--set", "RATE=1", "--title", "x" * 300], "title"),

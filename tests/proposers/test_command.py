@@ -110,7 +110,7 @@ def test_a_wrong_field_costs_that_field_and_the_idea_stays(
         "say(title='deeper', config_overrides={'DEPTH': 4}, prediction='it falls')\n"
         "say(title='wider', config_overrides={'ASPECT_RATIO': 48}, priority='high', why='so',\n"
         "    prediction={'delta': -0.01, 'confidence': 90}, rationale='r' * 5000)\n"
-        "say(config_overrides={'DEPTH': 5})\n"
+        "say(config_overrides={'DEPTH': 5, 'WIDTH': None})\n"
     )
     deeper, wider, untitled = proposer.propose(situation, 5)
     assert deeper.prediction is None and list(deeper.left_out) == ["prediction"]
@@ -118,7 +118,9 @@ def test_a_wrong_field_costs_that_field_and_the_idea_stays(
     assert wider.prediction is not None and wider.prediction.delta == -0.01
     assert wider.config_overrides == {"ASPECT_RATIO": 48} and len(wider.rationale) == 4000
     assert set(wider.left_out) == {"why", "priority", "prediction.confidence", "rationale"}
-    assert untitled.title == "DEPTH = 5" and untitled.left_out == {"title": "field required"}
+    assert untitled.title == "DEPTH = 5" and untitled.config_overrides == {"DEPTH": 5}
+    assert list(untitled.left_out) == ["config_overrides.WIDTH", "title"]
+    assert untitled.left_out["config_overrides.WIDTH"].startswith("null keeps a constant")
     assert (tmp_path / "calls").read_text() == "x"
 
 
