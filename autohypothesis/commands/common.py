@@ -99,7 +99,7 @@ def tell_limits(project: Project) -> None:
     """Name the limits of program.md that no code holds, and the constants that buy score with
     compute, which a search that finds its knobs itself leaves alone."""
     from autohypothesis.engine.candidate import python_sources
-    from autohypothesis.fleet.live.charter import unbound_limits
+    from autohypothesis.fleet.live.unbound_limits import unbound_limits
     from autohypothesis.proposers.knobs import budget_constants
 
     for line in unbound_limits(project.layout):

@@ -333,8 +333,8 @@ def _checkout(project: Project) -> Check:
 
 def _charter(project: Project) -> Iterator[Check]:
     """Check that the steering can be read, and that the limits of the prose are held."""
-    from autohypothesis.fleet.live.charter import unbound_limits
     from autohypothesis.fleet.live.steering import SteeringFiles
+    from autohypothesis.fleet.live.unbound_limits import unbound_limits
 
     layout = project.layout
     files = SteeringFiles(layout)

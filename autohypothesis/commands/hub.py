@@ -59,7 +59,6 @@ Text = Argument(metavar="TEXT", help="Markdown; `-` reads it from stdin.")
 def connect(repo: Path) -> HubClient:
     """Return the hub that is joined here; outside of a repository that of the user's own file."""
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.client.hub import HubClient
 
     try:
         common = opened(repo)[0].common_dir
@@ -67,7 +66,7 @@ def connect(repo: Path) -> HubClient:
         if repo != Path.cwd():
             raise
         common = None
-    return HubClient.of(credentials.find(common))
+    return credentials.find(common).client()
 
 
 View = Literal["commits", "channels", "posts", "results", "boards", "claims"]
@@ -157,14 +156,13 @@ def _read_key(key_file: str) -> tuple[str | None, SecretStr]:
 def _refuse_other_search(repo: Path, own: Credentials) -> None:
     """Refuse a hub that searches something else: nothing could be compared."""
     from autohypothesis.engine.project import Project
-    from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import refuse_other_task, task_terms
 
     try:
         project = Project.of_search(repo)
     except TaskError:
         return  # an agent without a search of its own reads and writes all the same
-    refuse_other_task(HubClient.of(own), task_terms(project))
+    refuse_other_task(own.client(), task_terms(project))
 
 
 @hub_group.command("push")

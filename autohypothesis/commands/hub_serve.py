@@ -275,7 +275,6 @@ def verify(
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
     from autohypothesis.engine.program import sandbox_kind
-    from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import verify as queue_runs
 
     own, project = _credentials(repo), open_project(repo)
@@ -286,7 +285,7 @@ def verify(
             " or read the commits first (hub fetch HASH, git show) and add --trust",
         )
     wanted = results or []
-    rows = queue_runs(HubClient.of(own), own.agent, project, wanted, max(most, len(wanted)))
+    rows = queue_runs(own.client(), own.agent, project, wanted, max(most, len(wanted)))
     if as_json:
         print_json([row._asdict() for row in rows])
         return

@@ -221,7 +221,6 @@ def _join(project: Project, server: str) -> list[str]:
     """
     from autohypothesis.hub.client import credentials
     from autohypothesis.hub.client.http import HubUnavailableError
-    from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import tell_task
 
     common, notes = project.repository.common_dir, list[str]()
@@ -230,7 +229,7 @@ def _join(project: Project, server: str) -> list[str]:
         joined = credentials.join(server, None, None, common, replace=False)
         notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
     try:
-        tell_task(HubClient.of(credentials.of_server(common, server)), project)
+        tell_task(credentials.of_server(common, server).client(), project)
     except HubUnavailableError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
     except AutohypothesisError:

@@ -20,7 +20,7 @@ from autohypothesis.commands.app import app as registered
 
 PANELS = {
     "Get ready": {
-        "doctor": "doctor", "setup": "setup", "init": "init_task", "new": "setup", "demo": "setup",
+        "doctor": "doctor", "setup": "setup", "init": "init_task", "new": "setup", "demo": "demo",
     },
     "One run": {"run-experiment": "run", "record": "run", "decide": "run"},
     "Many runs": {

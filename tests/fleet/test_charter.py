@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.charter import prose_limits, read_charter, unbound_limits
+from autohypothesis.fleet.live.charter import prose_limits, read_charter
+from autohypothesis.fleet.live.unbound_limits import unbound_limits
 from autohypothesis.fleet.overview.overview import overview
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The charter: what a person wrote into program.md, and the limits in it that no code holds.
+"""The charter: what a person wrote into program.md, and the limits in its prose.
 
 Proposers read the page whole. What binds by code is its fenced block, the block of
 research/steering.md, and the task. A limit that stands in the prose alone is named, so that nobody
@@ -9,20 +9,14 @@ about a story of an earlier run would teach people to ignore warnings.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.records.files import FileStamp, file_stamp, read_bytes
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Steering
-
-if TYPE_CHECKING:
-    from autohypothesis.engine.task import Task
 
 Kind = Literal["memory", "time", "parameters", "name"]
 MEMORY, PARAMETERS = "peak_vram_mb", "num_params_M"
@@ -30,8 +24,6 @@ LIMIT = 1024 * 1024
 """Bytes of a page that a person wrote."""
 _NEAR = 80
 """Characters before an amount that may make it a limit."""
-ROUNDING = 1.05
-"""A limit that is higher by this factor holds the one of the prose too: GB are not GiB."""
 _NUMBER = r"(?<![\w.,-])(?P<number>\d[\d,]*(?:\.\d+)?)[ *_`]*-?"
 _UNITS: dict[Kind, str] = {
     "memory": r"(?P<unit>[GM])(?:i?B|(?=\s+(?:of\s+)?(?:V?RAM|memory)))",
@@ -90,13 +82,6 @@ _NOT_PROSE = re.compile(
 _END = re.compile(r"[.!?;](?=\s+[^\d\s]|[*_])|\n[ \t]*(?=\n|[-*+] |\d+[.)] |#|\||>)")
 
 
-_CURES: dict[Kind, str] = {
-    "memory": "write `memory_limit_mb: %.0f` into the steering block",
-    "time": "the task can: `run: {deadline_seconds: %g}` for each run; `up --hours N` for a search",
-    "parameters": f"the task can: `constraints: {{{PARAMETERS}: {{hard: %g}}}}`",
-}
-
-
 class ProseLimit(NamedTuple):
     """A limit as the prose has it."""
 
@@ -153,76 +138,3 @@ def _limits_in(sentence: str) -> Iterator[tuple[int, ProseLimit]]:
     if _ORDER.search(sentence):
         for match in _NAME.finditer(sentence):
             yield match.start(), ProseLimit(0, words, "name", name=match[1] or match[2])
-
-
-def unbound_limits(layout: Layout) -> list[str]:
-    """Return a line for each limit in the prose of program.md that no code holds, with its cure.
-
-    Never raises. Without a task that can be read, amounts are held against the blocks alone, and
-    names are not judged.
-    """
-    limits = _limits_of(layout, file_stamp(os.path.realpath(layout.program)))
-    if not limits:
-        return []
-    from autohypothesis.fleet.live.steering import current_steering
-
-    held = _Held(layout, current_steering(layout))
-    lines = (
-        f"{layout.program.name}, line {limit.line}, {limit.words!r}: no code holds that; {cure}"
-        for limit in limits
-        if (cure := held.cure_of(limit))
-    )
-    return list(dict.fromkeys(lines))
-
-
-@lru_cache(maxsize=8)
-def _limits_of(layout: Layout, stamp: FileStamp | None) -> tuple[ProseLimit, ...]:
-    """Return the limits of program.md, which is read again when its stamp is another."""
-    return tuple(prose_limits(read_charter(layout)))
-
-
-class _Held:
-    """The limits that code holds in a repository."""
-
-    def __init__(self, layout: Layout, steering: Steering) -> None:
-        from autohypothesis.engine.constants import settable_names
-        from autohypothesis.engine.project import Project
-
-        self.steering = steering
-        self.task: Task | None = None
-        self.constants: set[str] = set()
-        with suppress(AutohypothesisError, OSError, ValueError):
-            project = Project.of_search(layout.root)
-            self.task = project.task
-            for path in self.task.artifacts_in(project.repository.tracked_files()):
-                if path.endswith(".py"):
-                    self.constants |= set(settable_names((layout.root / path).read_bytes()))
-
-    def cure_of(self, limit: ProseLimit) -> str:
-        """Return what makes a limit bind; empty where it binds, or is about something else."""
-        task = self.task
-        if limit.kind == "name":
-            return self._cure_of_name(limit.name)
-        if limit.kind == "memory":
-            held = [self.steering.memory_limit_mb, self._constraint(MEMORY)]
-        elif limit.kind == "parameters":
-            held = [self._constraint(PARAMETERS)]
-        else:
-            run, hours = (task.run, task.budget.hours) if task else (None, None)
-            held = [hours * 3600 if hours else None, run.deadline_seconds if run else None]
-            held += [run.budget.seconds if run and run.budget else None]
-        is_held = any(value is not None and value <= limit.amount * ROUNDING for value in held)
-        return "" if is_held else _CURES[limit.kind] % limit.amount
-
-    def _constraint(self, metric: str) -> float | None:
-        limit = self.task.constraints.get(metric) if self.task else None
-        return limit.hard if limit else None
-
-    def _cure_of_name(self, name: str) -> str:
-        if name.lower() in {frozen.lower() for frozen in self.steering.frozen}:
-            return ""
-        if name in self.constants:
-            return f"write `frozen: [{name}]` into the steering block"
-        if self.task is not None and ("." in name or "/" in name) and self.task.is_artifact(name):
-            return "take the file out of the task's `artifacts`"
-        return ""

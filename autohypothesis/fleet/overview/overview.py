@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.live.charter import unbound_limits
 from autohypothesis.fleet.live.presence import (
     COURIER,
     ENDED_STATES,
@@ -29,6 +28,7 @@ from autohypothesis.fleet.live.presence import (
     worker_lives,
 )
 from autohypothesis.fleet.live.quarantine import quarantined
+from autohypothesis.fleet.live.unbound_limits import unbound_limits
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
 from autohypothesis.records.bundles import reason_in

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from autohypothesis.errors import HubError, RecordError, UsageError
-from autohypothesis.hub.client.http import checked_server, is_loopback
+from autohypothesis.hub.client.http import Patience, checked_server, is_loopback
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.protocol import AGENT
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_new
@@ -56,6 +56,10 @@ class Credentials:
     key: SecretStr
     source: str = field(default="", compare=False)
     """The file that it was read from."""
+
+    def client(self, patience: Patience | None = None) -> HubClient:
+        """Return a client that speaks as this agent."""
+        return HubClient(self.server, self.key, patience)
 
 
 # ── the credentials of a repository ─────────────────────────────────────────────────────────
@@ -265,7 +269,7 @@ def join(
                 f" ({before.source})",
                 hint="to be another one, add --replace; the old file stays beside the new one",
             )
-        HubClient.of(before).channels()  # raises, where the key is no longer good
+        before.client().channels()  # raises, where the key is no longer good
         return Joined(before, False, _share_with_shell(before, replace=False))
     path = own_file(common_dir)
     _refuse_unwritable(path.parent)  # before a name is registered: its key is told once only
@@ -278,7 +282,7 @@ def join(
         joined = Credentials(server, checked_agent(made.id), checked_key(made.api_key), str(path))
     else:
         joined = Credentials(server, name, key, str(path))
-        HubClient.of(joined).channels()
+        joined.client().channels()
     write(path, joined)
     path.with_suffix(UNUSED).unlink(missing_ok=True)
     notes = _share_with_shell(joined, replace=replace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -38,9 +38,6 @@ from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from autohypothesis.records.secrets import refuse_secrets
 
-if TYPE_CHECKING:
-    from autohypothesis.hub.client.credentials import Credentials
-
 DIFF_LIMIT = 16 << 20
 """Bytes of a diff that are taken."""
 FETCHED = "refs/hub/"
@@ -67,10 +64,6 @@ class HubClient:
         self.server = self._http.server
         self.left_out = self._http.left_out
         """Problems of records that were left out of lists, the last few."""
-
-    @classmethod
-    def of(cls, credentials: Credentials, patience: Patience | None = None) -> HubClient:
-        return cls(credentials.server, credentials.key, patience)
 
     def register(self, agent: str) -> AgentKey:
         return self._http.post("/api/register", {"id": agent}, AgentKey)

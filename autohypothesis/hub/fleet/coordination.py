@@ -131,7 +131,7 @@ class HubClaims:
     """Asks a hub for claims; where it does not answer at once, no worker waits."""
 
     def __init__(self, credentials: Credentials, layout: Layout) -> None:
-        self._hub = HubClient.of(credentials, HURRIED)
+        self._hub = credentials.client(HURRIED)
         self._layout = layout
         self._silent_until = 0.0
         self._turn = threading.Lock()

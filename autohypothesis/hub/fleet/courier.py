@@ -81,7 +81,7 @@ class CourierProcess:
     def __init__(self, project: Project, credentials: Credentials) -> None:
         self.project = project
         self.outbox = Outbox(project.layout)
-        self._hub = HubClient.of(credentials)
+        self._hub = credentials.client()
         self._agent = credentials.agent
         self._delivery = HubDelivery(self._hub, self._agent, project.repository, self.outbox)
         self._feed = FeedWriter(self._hub, credentials.agent, project)

@@ -16,10 +16,8 @@ from sqlalchemy import (
     String,
     cast,
     func,
-    insert,
     literal,
     select,
-    update,
 )
 from starlette.concurrency import run_in_threadpool
 
@@ -30,17 +28,15 @@ from autohypothesis.hub.protocol import (
     HubCommit,
     PushedHeads,
 )
+from autohypothesis.hub.server.commit_index import known
 from autohypothesis.hub.server.database import (
     Database,
     Row,
     commits,
     parents,
-    pushes,
     row_of,
     rows_of,
-    stamp,
 )
-from autohypothesis.hub.server.inspection import NewCommit
 from autohypothesis.hub.server.refusals import bad, disk_trouble, missing
 from autohypothesis.hub.server.service import (
     Caller,
@@ -57,7 +53,7 @@ FULL = 40
 """Characters of a whole hash."""
 _SHOWN = tuple(column for column in commits.c if column.name not in ("number", "leaf"))
 _AT_ONCE = 500
-"""Names in one query, and rows of a lineage that are read together."""
+"""Rows of a lineage that are read together."""
 _ANCESTORS = 8
 """Ancestors that are shown on the page of a commit."""
 _PIECE = 256 << 10
@@ -222,66 +218,6 @@ def required(database: Database, prefix: str) -> str:
     if name is None:
         raise missing(f"there is no commit {prefix}")
     return name
-
-
-# ── pushes ──────────────────────────────────────────────────────────────────────────────────
-
-
-def record(database: Database, push_id: str, agent: str, new: Sequence[NewCommit]) -> None:
-    """Make a push true in one transaction: its commits, parents first, and the push itself."""
-    with database.write() as connection:
-        there = known(connection, [commit.hash for commit in new])
-        fresh = [commit for commit in new if commit.hash not in there]
-        if fresh:
-            _insert(connection, agent, fresh)
-        connection.execute(insert(pushes).values(id=push_id, agent_id=agent, created_at=stamp()))
-
-
-def recorded(database: Database, push_id: str) -> bool:
-    return database.row(select(pushes.c.id).where(pushes.c.id == push_id)) is not None
-
-
-def every(database: Database) -> set[str]:
-    return set(database.scalars(select(commits.c.hash)))
-
-
-def known(connection: Connection, names: Iterable[str]) -> set[str]:
-    """Return the indexed ones of `names`."""
-    there: set[str] = set()
-    for part in _parts(list(names)):
-        query = select(commits.c.hash).where(commits.c.hash.in_(part))
-        there.update(connection.execute(query).scalars())
-    return there
-
-
-def _insert(connection: Connection, agent: str, fresh: Sequence[NewCommit]) -> None:
-    inner = {parent for commit in fresh for parent in commit.parents}
-    rows = [
-        {
-            "hash": commit.hash,
-            "parent_hash": commit.parents[0] if commit.parents else "",
-            "agent_id": agent,
-            "message": commit.message,
-            "created_at": stamp(later=place),
-            "leaf": commit.hash not in inner,
-        }
-        for place, commit in enumerate(fresh)
-    ]
-    connection.execute(insert(commits), rows)
-    edges = [
-        {"child": commit.hash, "position": place, "parent": parent}
-        for commit in fresh
-        for place, parent in enumerate(commit.parents)
-    ]
-    if edges:
-        connection.execute(insert(parents), edges)
-    for part in _parts(list(inner)):
-        connection.execute(update(commits).where(commits.c.hash.in_(part)).values(leaf=False))
-
-
-def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), _AT_ONCE):
-        yield names[start : start + _AT_ONCE]
 
 
 # ── for the pages ───────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.errors import AutohypothesisError, GitError
-from autohypothesis.hub.server import commits
+from autohypothesis.hub.server import commit_index
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.inspection import (
     PACK_HEADER,
@@ -243,7 +243,7 @@ class Intake:
 
     def _known(self, names: Iterable[str]) -> set[str]:
         with self.database.read() as connection:
-            return commits.known(connection, names)
+            return commit_index.known(connection, names)
 
     def _publish(
         self, quarantine: PushQuarantine, pack: str | None, new: Sequence[NewCommit], agent: str
@@ -259,7 +259,7 @@ class Intake:
                 source.rename(self.store.packs / source.name)
             _flush(self.store.packs)
             self.store.anchor(refs)
-            commits.record(self.database, quarantine.folder.name, agent, new)
+            commit_index.record(self.database, quarantine.folder.name, agent, new)
         except BaseException:
             self._take_back(pack, refs)
             quarantine.note.unlink()
@@ -283,7 +283,7 @@ class Intake:
             self._settle(quarantine)
         self._remove_locks()
         self._loose = sum(1 for _ in self.store.packs.glob("*.idx"))
-        indexed, anchored = commits.every(self.database), self.store.anchored()
+        indexed, anchored = commit_index.every(self.database), self.store.anchored()
         bare = indexed - anchored
         here = self.store.present(sorted(bare))
         if here:
@@ -306,7 +306,7 @@ class Intake:
         note: Any = None
         with suppress(FileNotFoundError):
             note = read_json(quarantine.note)
-        if note is not None and not commits.recorded(self.database, name):
+        if note is not None and not commit_index.recorded(self.database, name):
             known = self._known(note["refs"])
             self._remove_locks()
             refs = [ref for ref in note["refs"] if ref not in known]

@@ -27,7 +27,6 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.hub.client import credentials, http
 from autohypothesis.hub.client import hub as hub_client
 from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.fleet import coordination
 from autohypothesis.hub.fleet.coordination import (
     HubClaims,
@@ -104,8 +103,8 @@ def other_task(task_hash: str, name: str) -> dict[str, str | float]:
 def test_another_task_of_the_same_name_is_refused_by_both_hashes(
     hub: Hub, fleet_project: Project
 ) -> None:
-    bob, terms = HubClient.of(member(hub, "bob")), task_terms(fleet_project)
-    HubClient.of(member(hub)).tell_task(other_task("f" * 64, str(terms["name"])))
+    bob, terms = member(hub, "bob").client(), task_terms(fleet_project)
+    member(hub).client().tell_task(other_task("f" * 64, str(terms["name"])))
     for refuse in (lambda: refuse_other_task(bob, terms), lambda: tell_task(bob, fleet_project)):
         with pytest.raises(HubError) as refused:
             refuse()
@@ -116,7 +115,7 @@ def test_another_task_of_the_same_name_is_refused_by_both_hashes(
 def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
     hub: Hub, fleet_project: Project
 ) -> None:
-    ada = HubClient.of(member(hub))
+    ada = member(hub).client()
     terms = task_terms(fleet_project)
     ada.tell_task({**terms, "profile": "cpu", "data_hash": "1" * 12})
     with pytest.raises(HubError, match=r"profile 'cpu'.* is 1{12} .* 2{12} here"):
@@ -187,7 +186,7 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     hub: Hub, decided: Project
 ) -> None:
     ada = member(hub)
-    HubClient.of(ada).tell_task(other_task("f" * 64, "train"))
+    ada.client().tell_task(other_task("f" * 64, "train"))
     tell(decided)
     courier = CourierProcess(decided, ada)
     courier.turn()
@@ -261,7 +260,7 @@ def reachable(project: Project) -> None:
 
 def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) -> None:
     ada, bob = member(hub), member(hub, "bob")
-    HubClient.of(ada).tell_task(other_task("b" * 64, "x"))
+    ada.client().tell_task(other_task("b" * 64, "x"))
     reachable(fleet_project)
     first = HubClaims(ada, fleet_project.layout)
     assert first.claim(IDEA).verdict == "granted" == first.claim(IDEA).verdict
@@ -315,7 +314,7 @@ def test_without_a_courier_nobody_is_asked(silent: str, fleet_project: Project) 
 
 
 def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> None:
-    ada, bob = HubClient.of(member(hub)), HubClient.of(member(hub, "bob"))
+    ada, bob = member(hub).client(), member(hub, "bob").client()
     tell(decided)
     key = ada._http._key or SecretStr("")
     CourierProcess(decided, Credentials(hub.url, "ada", key)).once()
@@ -336,13 +335,13 @@ def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> N
 
 def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_project: Project) -> None:
     with pytest.raises(UsageError, match=r"orchestrator\.py up"):
-        verify(HubClient.of(member(hub)), "ada", fleet_project, [], 5)
+        verify(member(hub).client(), "ada", fleet_project, [], 5)
 
 
 def claimed(hub: Hub, decided: Project) -> tuple[int, str]:
     """Result and commit of bob, who says that he is better."""
     root = decided.layout.root
-    bob = HubClient.of(member(hub, "bob"))
+    bob = member(hub, "bob").client()
     git(root, "checkout", "-q", "--orphan", "theirs")
     text = (root / "train.py").read_text().replace("RATE = 1.0", "RATE = 5.0")
     (root / "train.py").write_text(text)
@@ -362,7 +361,7 @@ def claimed(hub: Hub, decided: Project) -> tuple[int, str]:
 
 def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Project) -> None:
     told, commit = claimed(hub, decided)
-    ada = HubClient.of(member(hub))
+    ada = member(hub).client()
     (row,) = verify(ada, "ada", decided, [], 5)
     assert row.result == told and row.hypothesis_id
     found = Queue(decided.layout, "t").read(row.hypothesis_id)
