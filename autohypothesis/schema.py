@@ -749,6 +749,8 @@ class Problem(Strict):
     path: str
     reason: str
     experiment_id: str | None = None
+    decided_otherwise: bool = False
+    """Whether the file states another value than was decided, which stands."""
 
 
 # ── the fleet ───────────────────────────────────────────────────────────────────────────────

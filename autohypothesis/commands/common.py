@@ -102,8 +102,8 @@ def tell_limits(project: Project) -> None:
     from autohypothesis.fleet.live.unbound_limits import unbound_limits
     from autohypothesis.proposers.knobs import budget_constants
 
-    for line in unbound_limits(project.layout):
-        remark(f"note: {line}")
+    for unbound in unbound_limits(project.layout):
+        remark(f"note: {unbound}")
     if project.task.knobs:
         return
     sources = python_sources(project.repository, project.task, project.reference())

@@ -341,9 +341,8 @@ def _charter(project: Project) -> Iterator[Check]:
     files.combined()
     for problem in files.problems():
         yield Check("steering", "warning", problem, "mend the block: docs/program-md.md")
-    for line in unbound_limits(layout):
-        limit, _, cure = line.partition("; ")
-        yield Check("charter", "warning", limit, cure)
+    for unbound in unbound_limits(layout):
+        yield Check("charter", "warning", unbound.limit, unbound.cure)
 
 
 def _records(project: Project) -> Iterator[Check]:

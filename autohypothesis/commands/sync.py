@@ -70,7 +70,7 @@ def sync(
         remark(
             f"{count:,} runs of another tool, shown as it decided and attested by nobody: {names}"
         )
-    for line in problem_lines((problem.path, problem.reason) for problem in report.problems):
+    for line in problem_lines(report.problems):
         remark(f"damaged: {line}")
 
 

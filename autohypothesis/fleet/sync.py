@@ -432,7 +432,7 @@ class _Sync:
             comparison_of=comparison_of,
             counts_line=counts_line,
             open=waiting,
-            problems=problem_lines((one.path, one.reason) for one in self.folded.problems)[:LATEST],
+            problems=problem_lines(self.folded.problems)[:LATEST],
         )
         return (plain(as_called(page)).rstrip() + "\n").encode("utf-8", "replace")
 

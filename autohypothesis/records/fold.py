@@ -20,7 +20,6 @@ from typing import Any
 
 from autohypothesis.records.bundles import Damage, Document, Records
 from autohypothesis.records.ids import slug
-from autohypothesis.records.problems import DECIDED_OTHERWISE
 from autohypothesis.records.rows import (
     DECIDED,
     IMPORTED,
@@ -40,6 +39,8 @@ _OF_ROW = (
     "seed", "confirmation", "peak_vram_gb", "description", "execution_status", "failure_kind",
     "replicates",
 )  # fmt: skip
+
+DECIDED_OTHERWISE = "decided otherwise"
 
 
 def facts_of(row: RowDocument, records: Records) -> Facts:
@@ -263,7 +264,7 @@ def decision_conflicts(
 ) -> dict[str, list[Damage]]:
     """Return what bundles say against decisions.jsonl, by experiment; those that agree are absent.
 
-    Each is [file of the bundle, reason].
+    Each is [file of the bundle, reason, `DECIDED_OTHERWISE` where it states another value].
 
     Args:
         complete: every line of decisions.jsonl could be read. Else a stamp whose record is not
@@ -277,16 +278,17 @@ def decision_conflicts(
     wrong: dict[str, list[Damage]] = {}
     for key, fact in facts.items():
         records, stamp = about.get(key, []), fact.stamp_id
-        faults = [["metadata.json", reason] for reason in _platform(records, fact)]
-        faults += [["result.json", reason] for reason in _result(records, fact)]
+        stated = [("metadata.json", reason) for reason in _platform(records, fact)]
+        stated += [("result.json", reason) for reason in _result(records, fact)]
+        faults = [[*fault, DECIDED_OTHERWISE] for fault in stated]
         if stamp is not None and not any(record["decision_id"] == stamp for record in records):
             other = subject.get(stamp)
             why = f"is about {other}" if other is not None else "decisions.jsonl lacks"
             if other is not None or complete:
-                faults.append(["result.json", f"names the decision {stamp!r}, which {why}"])
+                faults.append(["result.json", f"names the decision {stamp!r}, which {why}", ""])
         if fact.stranger:
             file, name = fact.stranger
-            faults.append([file, f"is of experiment {name!r}, and lies in the folder of {key}"])
+            faults.append([file, f"is of experiment {name!r}, and lies in the folder of {key}", ""])
         if faults:
             wrong[key] = faults
     return wrong
@@ -357,7 +359,7 @@ def _differing(*pairs: tuple[str, Any, Any]) -> list[str]:
 
 
 def _says(name: str, stated: object, decided: object) -> str:
-    return f"says {name} {_shown(stated)}, and {_shown(decided)}{DECIDED_OTHERWISE}"
+    return f"says {name} {_shown(stated)}, and {_shown(decided)} was decided"
 
 
 def _shown(value: object) -> str:

@@ -34,6 +34,7 @@ from autohypothesis.records.bundles import (
 )
 from autohypothesis.records.files import file_stamp, read_bytes, read_json, shown, write_atomic
 from autohypothesis.records.fold import (
+    DECIDED_OTHERWISE,
     decision_conflicts,
     facts_of,
     in_order,
@@ -245,8 +246,11 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
             fresh.append(key)
     for key, entry in entries.items():
         if entry.facts.damage or entry.wrong:
-            found = [*entry.facts.damage, *([f"{on_disk[key].run}/{f}", w] for f, w in entry.wrong)]
-            problems += [_problem(layout, path, why, key) for path, why in found]
+            problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
+            problems += [
+                _problem(layout, f"{on_disk[key].run}/{file}", why, key, kind == DECIDED_OTHERWISE)
+                for file, why, kind in entry.wrong
+            ]
     text.end()
     same = index is not None and text.is_as_before()
     return Folded(text, entries, fresh, problems, text.changed, same, judged, index)
@@ -419,9 +423,15 @@ def _folded_line(
     return line, FoldEntry(known.signature, known.facts, placement, wrong, len(line))
 
 
-def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:
-    short = path.removeprefix(f"{layout.root}/")
-    return Problem(path=shown(short), reason=shown(reason), experiment_id=experiment)
+def _problem(
+    layout: Layout, path: str, reason: str, experiment: str | None = None, otherwise: bool = False
+) -> Problem:
+    return Problem(
+        path=shown(path.removeprefix(f"{layout.root}/")),
+        reason=shown(reason),
+        experiment_id=experiment,
+        decided_otherwise=otherwise,
+    )
 
 
 def read_ledger(layout: Layout) -> list[dict[str, Any]]:

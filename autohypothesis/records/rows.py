@@ -298,7 +298,7 @@ def finish(
         row["status"] = "damaged"
     if unusable:
         row["status"] = "artifact_invalid"
-    damage = [f"{path.rpartition('/')[2]} {why}" for path, why in (*unusable, *disagreeing)]
+    damage = [f"{path.rpartition('/')[2]} {why}" for path, why, *_ in (*unusable, *disagreeing)]
     row["notes"] = [*row["notes"], *damage]
 
 

@@ -82,7 +82,7 @@ def test_status_names_what_the_prose_forbids_and_no_code_holds(fleet_project: Pr
     assert read_charter(layout) == prose + "\ufffd\r\n"
     cures = ["memory_limit_mb: 39936", "num_params_M: {hard: 50}", "frozen: [RATE]",
              "frozen: [WIDTH]", "`artifacts`", "deadline_seconds: 300"]  # fmt: skip
-    lines = unbound_limits(layout)
+    lines = [str(unbound) for unbound in unbound_limits(layout)]
     assert len(lines) == len(cures)
     assert all(cure in line for cure, line in zip(cures, lines, strict=True))
     assert lines[0].startswith("program.md, line 1, 'VRAM under 39 GB")
@@ -100,9 +100,12 @@ def test_what_a_block_or_the_task_holds_is_not_named(fleet_project: Project) -> 
         "Do not change RATE.\n\n```steering\nmemory_limit_mb: 40000\nfrozen: [rate]\n```\n"
     )
     assert unbound_limits(layout) == []
-    layout.program.write_text("VRAM under 20 GB.\n\n```steering\nmemory_limit_mb: 40000\n```\n")
-    (line,) = unbound_limits(layout)
-    assert "memory_limit_mb: 20480" in line
+    layout.program.write_text(
+        "VRAM under 20 GB; 2 GPUs.\n\n```steering\nmemory_limit_mb: 40000\n```\n"
+    )
+    (unbound,) = unbound_limits(layout)
+    assert unbound.limit.endswith("'VRAM under 20 GB; 2 GPUs.': no code holds that")
+    assert unbound.cure.startswith("write `memory_limit_mb: 20480`")
 
 
 def test_a_page_that_cannot_be_read_is_no_charter_and_stops_nothing(fleet_project: Project) -> None:

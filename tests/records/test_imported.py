@@ -162,7 +162,7 @@ def test_damage_of_one_kind_is_one_line_and_costs_nothing_the_next_time(
     for path in tree.layout.runs.rglob("*.json"):
         os.utime(path, (1_760_000_000, 1_760_000_000))
     report = sync(tree.layout)
-    lines = problem_lines((problem.path, problem.reason) for problem in report.problems)
+    lines = problem_lines(report.problems)
     assert [line.partition(":")[0] for line in lines] == [
         "research/runs/exp-00006/config.json",
         "4 files, research/runs/exp-00002/result.json, research/runs/exp-00003/result.json,"
@@ -178,7 +178,7 @@ def test_files_that_are_cut_off_anywhere_are_one_kind(tree: Any) -> None:
         path = tree.layout.run(name_of(number)).result
         path.write_bytes(path.read_bytes()[: 40 + 7 * number])
     report = sync(tree.layout)
-    assert len(problem_lines((each.path, each.reason) for each in report.problems)) == 1
+    assert len(problem_lines(report.problems)) == 1
 
 
 def test_a_run_that_comes_later_is_placed_by_its_time(tree: Any) -> None:

@@ -96,6 +96,7 @@ def test_hand_stamps_are_reported_and_lagging_copies_are_not(lab: Any) -> None:
             "path": "research/runs/differs-1/result.json",
             "reason": "says decision_status keep, and discard was decided",
             "experiment_id": "differs-1",
+            "decided_otherwise": True,
         }
     ]
     assert lab.rows()["wish-1"]["decision_status"] == "review_pending"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.live.charter import (
@@ -32,8 +32,18 @@ _CURES: dict[Kind, str] = {
 }
 
 
-def unbound_limits(layout: Layout) -> list[str]:
-    """Return a line for each limit in the prose of program.md that no code holds, with its cure.
+class UnboundLimit(NamedTuple):
+    """A limit in the prose of program.md that no code holds, and what makes one hold it."""
+
+    limit: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.limit}; {self.cure}"
+
+
+def unbound_limits(layout: Layout) -> list[UnboundLimit]:
+    """Return each limit in the prose of program.md that no code holds, once.
 
     Never raises. Without a task that can be read, amounts are held against the blocks alone, and
     names are not judged.
@@ -44,12 +54,13 @@ def unbound_limits(layout: Layout) -> list[str]:
     from autohypothesis.fleet.live.steering import current_steering
 
     held = _Held(layout, current_steering(layout))
-    lines = (
-        f"{layout.program.name}, line {limit.line}, {limit.words!r}: no code holds that; {cure}"
+    page = layout.program.name
+    unbound = (
+        UnboundLimit(f"{page}, line {limit.line}, {limit.words!r}: no code holds that", cure)
         for limit in limits
         if (cure := held.cure_of(limit))
     )
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(unbound))
 
 
 @lru_cache(maxsize=8)

@@ -410,8 +410,7 @@ class Observer:
     def _damaged(self) -> list[str]:
         """Return the damaged files of the queue; a look opens each, so not every turn."""
         if time.monotonic() >= self._next_damage:
-            found = self.queue.problems
-            self._damage = problem_lines((damage.path, damage.reason) for damage in found)
+            self._damage = problem_lines(self.queue.problems)
             self._next_damage = time.monotonic() + DAMAGE_CHECK_S
         return self._damage
 

@@ -37,13 +37,14 @@ from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_by
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
-from autohypothesis.records.problems import DECIDED_OTHERWISE, LIMIT, entries_in, problem_lines
+from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
 from autohypothesis.records.rows import real
 from autohypothesis.schema import (
     Direction,
     Heartbeat,
     Hypothesis,
     Manifest,
+    Problem,
     RoleStatus,
     Worker,
     finite,
@@ -244,7 +245,7 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
     alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
     look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
-    look.needs += map(Notice, unbound_limits(layout))
+    look.needs += [Notice(str(unbound)) for unbound in unbound_limits(layout)]
     if elsewhere := another_machine(layout):
         look.needs.append(Notice(elsewhere.problem, suggested(elsewhere.hint)))
     look.note_refused(layout.inbox_refused, "not taken")
@@ -331,8 +332,7 @@ class _Reader:
             for item in items
         ]
         waiting += [_waiting(item, "pending", None) for item in queue.pending()[:SHOWN_WAITING]]
-        found = [(shown(problem.path), shown(problem.reason)) for problem in queue.problems]
-        self._note_kinds("damaged: ", found, "sync")
+        self._note_kinds("damaged: ", queue.problems, "sync")
         return queue.counts(), waiting[:SHOWN_WAITING]
 
     def roles(self) -> list[RoleView]:
@@ -503,15 +503,16 @@ class _Reader:
                 text = read_bytes(path, SMALL).decode("utf-8", "replace")
             except (FileNotFoundError, RecordError):
                 text = ""
-            refused.append((self._short(path.with_suffix("")), text.strip()))
+            refused.append(Problem(path=self._short(path.with_suffix("")), reason=text.strip()))
         self._note_kinds(f"{what}: ", refused, where=folder)
 
     def note_damaged(self) -> None:
         """Name the files that the last sync could not use."""
         document = self._document(self.layout.problems, LIMIT)
-        found = [pair for pair in entries_in(document) if pair not in self._noted]
-        edited = [pair for pair in found if pair[1].endswith(DECIDED_OTHERWISE)]
-        others = [pair for pair in found if pair not in edited]
+        entries = entries_in(document)
+        found = [entry for entry in entries if (entry.path, entry.reason) not in self._noted]
+        edited = [entry for entry in found if entry.decided_otherwise]
+        others = [entry for entry in found if not entry.decided_otherwise]
         self._note_kinds("damaged: ", others, "sync", self.layout.problems)
         advice = "; that stands: write it back into the file, then sync"
         self._note_kinds("damaged: ", edited, "sync", self.layout.problems, advice)
@@ -519,7 +520,7 @@ class _Reader:
     def _note_kinds(
         self,
         what: str,
-        problems: list[tuple[str, str]],
+        problems: list[Problem],
         command: str = "",
         where: Path | None = None,
         advice: str = "",
@@ -529,7 +530,7 @@ class _Reader:
         Args:
             advice: the end of each line.
         """
-        self._noted.update(problems)
+        self._noted.update((problem.path, problem.reason) for problem in problems)
         lines = problem_lines(problems)
         most = NAMED if where is not None else len(lines)
         for line in lines[:most]:
@@ -570,7 +571,8 @@ class _Reader:
         return max(0.0, age)
 
     def _damage(self, path: Path, reason: str) -> None:
-        self._note_kinds("damaged: ", [(self._short(path), shown(reason))], "sync")
+        problem = Problem(path=self._short(path), reason=shown(reason))
+        self._note_kinds("damaged: ", [problem], "sync")
 
     def _short(self, path: Path) -> str:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))
