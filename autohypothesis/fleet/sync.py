@@ -49,7 +49,6 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import (
     LIMIT,
     Folded,
-    load_index,
     manifest_tag,
     newest_tag,
     no_collections,
@@ -268,7 +267,7 @@ class _Sync:
             self._complain(self.layout.root / aside, f"{hint}, and delete it")
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
-        before = load_index(self.layout, of_any_ledger=True)
+        before = self.folded.last
         for key, line in lines.items():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
             same = old is not None and old[:3] == new[:3] and new.signature != UNSETTLED

@@ -49,8 +49,6 @@ from autohypothesis.schema import Problem
 
 LIMIT = 512 * 1024 * 1024
 """Bytes of a ledger: some 200,000 rows."""
-_ALLOWANCE = 1024 * 1024
-"""Bytes; beyond them an index is never larger than the ledger that it is about."""
 Stamp = list[int]
 """A FileStamp."""
 
@@ -86,27 +84,19 @@ def stamp(path: Path) -> Stamp:
     return list(file_stamp(path) or ())
 
 
-def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
-    """The index, if it is whole, of this code, and about the ledger that is there now.
-
-    With `of_any_ledger` also if another program wrote the ledger since.
-    """
-    ledger = stamp(layout.ledger)
+def load_index(layout: Layout) -> Index | None:
+    """The index, if it is whole and of this code, whatever was written to the ledger since."""
     try:
-        limit = (ledger[1] if ledger else 0) + _ALLOWANCE
-        head, _, body = read_bytes(layout.fold_index, limit).partition(b"\n")
+        head, _, body = read_bytes(layout.fold_index, LIMIT).partition(b"\n")
     except (FileNotFoundError, RecordError):
         return None
     if head != _head(body):
         return None
     # Its checksum fits and the code is the same: it is what `save_index` wrote.
     first, *lines = body.split(b"\n")
-    about = from_json(first)
-    if not ledger or (about[0] != ledger and not of_any_ledger):
-        return None
     found = from_json(b"[%b]" % b",".join(lines), cache_strings="none")
     entries = {key: _entry(*entry) for key, *entry in found}
-    return Index(entries, dict(zip(entries, lines, strict=True)), *about)
+    return Index(entries, dict(zip(entries, lines, strict=True)), *from_json(first))
 
 
 def save_index(layout: Layout, folded: Folded) -> None:
@@ -190,8 +180,10 @@ class Folded:
     same: bool
     """Whether the ledger on the disk is these lines already."""
     judged: Judged
-    index: Index | None = None
-    """The index of the last fold; None where the ledger is not as the last sync left it."""
+    last: Index | None
+    """The index of the last fold."""
+    index: Index | None
+    """The same; None where the ledger is not as the last sync left it."""
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
@@ -220,7 +212,8 @@ def no_collections() -> Iterator[None]:
 @no_collections()
 def refold(layout: Layout, *, cold: bool = False) -> Folded:
     """Folds what is under research/; with `cold`, as if it had never been folded before."""
-    index = None if cold else load_index(layout)
+    last = None if cold else load_index(layout)
+    index = last if last and last.ledger == stamp(layout.ledger) else None
     problems: list[Problem] = []
     on_disk, strangers = bundles.find(layout)
     problems += [_problem(layout, path, reason) for path, reason in strangers]
@@ -253,7 +246,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
             ]
     text.end()
     same = index is not None and text.is_as_before()
-    return Folded(text, entries, fresh, problems, text.changed, same, judged, index)
+    return Folded(text, entries, fresh, problems, text.changed, same, judged, last, index)
 
 
 def _offsets(entries: Mapping[str, FoldEntry]) -> dict[str, int]:

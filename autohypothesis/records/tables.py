@@ -164,7 +164,7 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
 
 def imported(folded: Folded) -> list[str]:
     """Return what another tool decided and the last fold did not have."""
-    before = folded.index.entries if folded.index is not None else {}
+    before = folded.last.entries if folded.last is not None else {}
     return [
         key
         for key in folded.fresh

@@ -191,6 +191,12 @@ def test_a_run_that_comes_later_is_placed_by_its_time(tree: Any) -> None:
     shutil.move(layout.root / "away", layout.run(name_of(3)).folder)
     assert sync(layout).imported == [name_of(3)]
     assert [row["ordinal"] for row in tree.rows().values()] == list(range(1, COUNT + 2))
+    first, *lines = layout.ledger.read_bytes().splitlines(keepends=True)
+    layout.ledger.write_bytes(b"".join(lines))
+    assert sync(layout).imported == []
+    assert layout.ledger.read_bytes() == first + b"".join(lines)
+    layout.ledger.unlink()
+    assert sync(layout).imported == []
     assert layout.ledger.read_bytes() == refold(layout, cold=True).content
 
 
