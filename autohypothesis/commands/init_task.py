@@ -152,14 +152,9 @@ def _tell_findings(found: Findings, report: Report) -> None:
 
     from autohypothesis.proposers.knobs import budget_constants, set_twice
 
-    facts, metric = found.facts, found.metric
+    facts = found.facts
     why = next((script.reasons for script in found.scripts if script.path == facts.path), ())
     scripts = [script.path for script in found.scripts if script.path != facts.path][:SHOWN]
-    name, objective = "", "none found in the source; the baseline's log will tell"
-    if metric is not None:
-        name, where = metric.name, facts.lines.get(metric.name)
-        objective = f"{metric.direction} {name}" + (f" ({where})" if where else "")
-    metrics = [each.name for each in facts.metrics if each.name != name][:SHOWN]
     compute = budget_constants(found.sources(), any_case=True)
     twice = set_twice(found.sources(), any_case=True)
     homes = _few(f"{name} (in {' and '.join(paths)})" for name, paths in twice.items())
@@ -169,8 +164,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
         ("", scripts and f"others: {', '.join(scripts)}; --script FILE takes one"),
         ("command", shlex.join(found.command) + ("" if found.cwd == "." else f" in {found.cwd}/")),
         *(("", f"or: {shlex.join(other)}") for other in found.documented[:2]),
-        ("metric", objective),
-        ("", name and metrics and f"others: {', '.join(metrics)}; --metric NAME takes one"),
+        *_metric_lines(found, facts.lines.get(found.metric.name if found.metric else "", "")),
         ("arguments", _few(map(str, facts.arguments))),
         ("settings", _few(f"{name} {value}" for name, value in found.constants.items())),
         ("knobs", _few(found.knobs)),
@@ -182,6 +176,17 @@ def _tell_findings(found: Findings, report: Report) -> None:
     for title, text in lines:
         if text:
             report.tell(title, str(text))
+
+
+def _metric_lines(found: Findings, where: str) -> list[tuple[str, str]]:
+    """Return the lines that name the objective and the metrics beside it."""
+    if (metric := found.metric) is None:
+        return [("metric", "none found in the source; the baseline's log will tell")]
+    lines = [("metric", f"{metric.direction} {metric.name}" + (f" ({where})" if where else ""))]
+    others = [each.name for each in found.facts.metrics if each.name != metric.name][:SHOWN]
+    if others:
+        lines.append(("", f"others: {', '.join(others)}; --metric NAME takes one"))
+    return lines
 
 
 def _few(words: Iterable[str]) -> str:
@@ -223,8 +228,8 @@ def _baselines(report: Report) -> bool:
                 first = _run(project, FIRST_SEED, report)
             if (corrected := _corrected(report, project, first)) is not None:
                 _write(report, corrected)
-                name = corrected.metric.name if corrected.metric else ""
-                report.tell("metric", f"{name}, as the log has it")
+                for title, text in _metric_lines(corrected, "as the log has it"):
+                    report.tell(title, text)
                 project = open_project(report.root)
                 first = _run(project, FIRST_SEED, report)
             if first.result.metric_value is None:
@@ -238,6 +243,7 @@ def _baselines(report: Report) -> bool:
         _explain(report, project, second)
         return False
     _measure(report, project, abs(first.result.metric_value - second.result.metric_value))
+    _write_what_runs_showed(report, project, first)
     return True
 
 
@@ -271,13 +277,18 @@ def _run(project: Project, seed: int, report: Report) -> Outcome:
 
 def _corrected(report: Report, project: Project, made: Outcome) -> Findings | None:
     """Return the findings with what the log of a run without a score has; None: nothing better."""
-    from autohypothesis.engine.logs import read_tail
+    from autohypothesis.engine.logs import parse_summary, read_tail
     from autohypothesis.engine.metric_lines import WINDOW
 
-    if made.result.failure_kind != "no_metric" or not (report.written and report.found):
+    if not (report.written and report.found):
         return None
     log = read_tail(str(project.layout.run(made.experiment_id).log), WINDOW)
-    return report.found.corrected(log)
+    if made.result.failure_kind == "no_metric" or report.found.is_several(log):
+        return report.found.corrected(log)
+    is_invalid = made.result.failure_kind == "invalid" and not report.found.take
+    if is_invalid and len(parse_summary(log, project.task.objective.metric).values) > 1:
+        return replace(report.found, take="last")
+    return None
 
 
 def _explain(report: Report, project: Project, made: Outcome) -> None:
@@ -297,7 +308,7 @@ def _explain(report: Report, project: Project, made: Outcome) -> None:
 
 
 def _measure(report: Report, project: Project, noise: float) -> None:
-    """Say what two runs of one code differ by, and write the threshold where the file is ours."""
+    """Say what two runs of one code differ by, and the threshold that follows from it."""
     from autohypothesis.engine.first_task import smallest_gain
 
     report.noise = noise
@@ -310,15 +321,33 @@ def _measure(report: Report, project: Project, noise: float) -> None:
         return
     report.tell("noise", f"{noise:.3g} between two runs of the same code")
     report.tell("smallest gain", f"{gain:g}: twice that; two runs tell it roughly")
-    if report.written and report.found:
-        words = f"Two runs of the same code differed by {noise:.3g}; this is twice that."
-        _write(report, replace(report.found, min_delta=gain, noise=words))
-        report.tell("wrote", f"min_delta {gain:g} in {report.file.name}")
-    elif objective.min_delta < gain:
+    if not report.written and objective.min_delta < gain:
         report.lacks(
             f"min_delta {objective.min_delta:g} is under the noise",
             f"objective: {{min_delta: {gain:g}}} in {report.file.name}",
         )
+
+
+def _write_what_runs_showed(report: Report, project: Project, first: Outcome) -> None:
+    """Write threshold and score of the baselines into the task file that this call wrote."""
+    from autohypothesis.records.files import load_or_none
+    from autohypothesis.schema import ExitRecord
+
+    record = load_or_none(ExitRecord, project.layout.run(first.experiment_id).exit)
+    if not (report.written and report.found and record):
+        return
+    better, wrote = report.found.with_values(record.summaries_seen, record.metric_values), []
+    if better.printed:
+        report.tell("score", f"{better.printed} {report.file.name} takes {better.take}")
+    else:
+        wrote.append("no `take`, since the metric is printed once,")
+    if report.noise:
+        words = f"Two runs of the same code differed by {report.noise:.3g}; this is twice that."
+        better = replace(better, min_delta=report.smallest_gain or 0.0, noise=words)
+        wrote.append(f"min_delta {better.min_delta:g}")
+    _write(report, better)
+    if wrote:
+        report.tell("wrote", f"{' and '.join(wrote)} in {report.file.name}")
 
 
 def _tell_seed(report: Report, facts: ScriptFacts) -> None:
@@ -386,7 +415,7 @@ def _document(report: Report) -> dict[str, Any]:
         and {
             "name": metric.name,
             "direction": metric.direction,
-            "take": "last",
+            "take": found.take or "only",
             "line": facts.lines.get(metric.name),
         },
         "metrics": [each.name for each in facts.metrics],

@@ -39,7 +39,7 @@ from autohypothesis.engine.shim import FOREIGN_DEADLINE_S
 from autohypothesis.engine.task import Knob
 from autohypothesis.engine.untracked_files import UntrackedEntry, is_made_by_tools, measured
 from autohypothesis.errors import ChangeError, LaunchError, TaskError, UsageError
-from autohypothesis.plain import templates
+from autohypothesis.plain import some_of, templates
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_export import untracked
 from autohypothesis.records.layout import Layout
@@ -75,6 +75,8 @@ class Findings:
         scripts: what may be the training, the likeliest first.
         command: what is run, from `cwd`; `documented` are other ways that pages name.
         metric: the objective; None where nothing is known before a run.
+        take: which value of a run is its score; empty where it prints one. `printed` says what the
+            baseline printed.
         data: untracked files that the script reads.
         constants: name -> value of what is set at the top of one artifact alone.
         knobs: those that `search` turns; it finds UPPER_CASE ones by itself.
@@ -93,6 +95,8 @@ class Findings:
     constants: Mapping[str, Any] = field(default_factory=dict)
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     gaps: Sequence[Gap] = ()
+    take: str = "last"
+    printed: str = ""
     min_delta: float = 0.0
     noise: str = ""
 
@@ -131,7 +135,24 @@ class Findings:
         metric = _likeliest(printed)
         if metric is None or (self.metric and self.metric.name in [each.name for each in printed]):
             return None
-        return replace(self, metric=metric)
+        return replace(self, metric=metric, facts=replace(self.facts, metrics=printed))
+
+    def is_several(self, log: str) -> bool:
+        """Return whether `log` has the metric under several names only: `accuracy (top-1)`."""
+        begin = f"{self.metric.name} (" if self.metric else ""
+        return bool(begin) and any(each.name.startswith(begin) for each in find_metrics(log))
+
+    def with_values(self, count: int, values: Sequence[float | None]) -> Findings:
+        """Return the findings with what a baseline printed: the metric `count` times, with these
+        different `values`, the last one last."""
+        known = [value for value in values if value is not None]
+        if count < 2 or self.metric is None or not known:
+            return replace(self, take="")
+        if not self.take:  # the same value each time
+            return self
+        best = (max if self.metric.direction == "maximize" else min)(known)
+        words = f"`last` is {known[-1]:.6g}, `best` {best:.6g}"
+        return replace(self, printed=f"The baseline printed it {count} times: {words}.")
 
 
 def _dumped(knob: Knob) -> str:
@@ -199,6 +220,7 @@ def examine(
         documented=[(*start, *other) for other in documented if other != arguments],
         cwd=cwd,
         metric=objective,
+        take="" if objective in facts.metrics and objective.name not in facts.repeated else "last",
         seconds=seconds,
         data=list(_data(root, facts, cwd)),
         constants=_constants(root, [path, *facts.config_scripts], arguments),
@@ -230,6 +252,8 @@ def _chosen(
         path = os.path.relpath(os.path.abspath(named), root)
         path = named.removeprefix("./") if path not in inside else path
         if path in inside:
+            if broken := list(_broken(root, [path])):
+                raise TaskError(broken[0], hint="correct that line, and commit it")
             return path
         if not (root / path).is_file():
             raise UsageError(
@@ -242,6 +266,9 @@ def _chosen(
         return scripts[0].path
     else:
         problem = f"no tracked Python file of {root} looks like a training"
+        if broken := list(_broken(root, inside)):
+            hint = "correct that and commit it, or name the training: --script FILE"
+            raise TaskError(f"{problem}; {some_of(broken)}", hint=hint)
         new = [path for path in _untracked(root) if path.endswith(".py")][:SHOWN]
         if not new:
             raise TaskError(problem, hint="name it: --script FILE, or --command 'PROGRAM ...'")
@@ -249,6 +276,18 @@ def _chosen(
     raise TaskError(
         problem, hint=f"commit it first: git add {shlex.join(new)}; git commit -m 'the script'"
     )
+
+
+def _broken(root: Path, paths: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with each Python file that does not parse: its name, line and why."""
+    for path in paths:
+        if path.endswith(".py"):
+            try:
+                read_constants((root / path).read_bytes(), path)
+            except ChangeError as error:
+                yield error.problem
+            except OSError:
+                continue
 
 
 def _untracked(root: Path) -> list[str]:

@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from autohypothesis.engine.constant_texts import assigned_texts, may_be_path, text_of
-from autohypothesis.engine.metric_lines import PrintedMetric, find_metrics, is_likely_objective
+from autohypothesis.engine.metric_lines import (
+    MetricValues,
+    PrintedMetric,
+    find_metrics,
+    is_likely_objective,
+)
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
 
@@ -74,6 +79,7 @@ class ScriptFacts:
         packages: modules from elsewhere that it cannot start without.
         metrics: what it prints, the likeliest objective first.
         lines: name of a metric -> `train.py:41`.
+        repeated: those that a run may print more than once.
         arguments: of the script itself.
         paths: texts that may be paths, from the folder where it runs.
         configs: files with settings that it or its arguments name.
@@ -87,6 +93,7 @@ class ScriptFacts:
     packages: list[str]
     metrics: list[PrintedMetric]
     lines: dict[str, str]
+    repeated: set[str]
     arguments: list[Argument]
     paths: set[str]
     configs: list[str]
@@ -172,7 +179,7 @@ def read_script(
             trees[current] = tree
             waiting += _modules_of(current, tree, known)
     arguments = list(_arguments(trees[path])) if path in trees else []
-    metrics, lines = _metrics_of(trees)
+    metrics, lines, repeated = _metrics_of(trees)
     texts = {text for word in words for text in (word, word.partition("=")[2])}
     texts |= {text_of(node, {}) for tree in trees.values() for node in ast.walk(tree)}
     configs = sorted(_configs(texts, path) & set(tracked))
@@ -204,6 +211,7 @@ def read_script(
         packages=sorted(_packages(trees.values(), known)),
         metrics=metrics,
         lines=lines,
+        repeated=repeated,
         arguments=arguments,
         paths={text for text in texts if may_be_path(text)},
         configs=configs,
@@ -267,21 +275,52 @@ def _packages(trees: Iterable[ast.Module], known: Iterable[str]) -> set[str]:
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _metrics_of(trees: Mapping[str, ast.Module]) -> tuple[list[PrintedMetric], dict[str, str]]:
-    """Return the metrics that files print, and where.
+def _metrics_of(
+    trees: Mapping[str, ast.Module],
+) -> tuple[list[PrintedMetric], dict[str, str], set[str]]:
+    """Return the metrics that files print, where, and those that a run may print more than once.
 
     Every call that prints becomes the line that it would print, with a number for each value, and
     is read as a log is.
     """
     lines: dict[str, str] = {}
-    log = ""
+    printed: list[tuple[str, str]] = []
+    repeated: set[str] = set()
     for path, tree in trees.items():
+        again = _calls_that_may_repeat(tree)
         for call in sorted(_calls(tree), key=lambda call: (call.lineno, call.col_offset)):
             if text := _line_of(call):
-                log += f"{text}\n"
+                printed.append((text, f"{path}:{call.lineno}"))
                 for metric in find_metrics(text):
-                    lines.setdefault(metric.name, f"{path}:{call.lineno}")
-    return find_metrics(log), lines
+                    if id(call) in again:
+                        repeated.add(metric.name)
+                    lines.setdefault(metric.name, printed[-1][1])
+    metrics = find_metrics("\n".join(text for text, _ in printed))
+    for metric in metrics:  # `accuracy (top-5)` has this name only because of other lines
+        if metric.name not in lines:
+            lines[metric.name] = next(line for text, line in printed if metric.name in text)
+    texts = [text for text, _ in printed]
+    repeated |= {each.name for each in metrics if _is_printed_twice(each, texts)}
+    return metrics, lines, repeated
+
+
+def _is_printed_twice(metric: PrintedMetric, lines: Iterable[str]) -> bool:
+    """Return whether several lines have a loss or a score; of what else there is, False."""
+    found = MetricValues(metric.name)
+    for line in lines if is_likely_objective(metric) else ():
+        found.take(line)
+    return found.count > 1
+
+
+def _calls_that_may_repeat(tree: ast.Module) -> set[int]:
+    """Return the `id` of the calls in loops, and in functions that are not the `main` of a file."""
+    return {
+        id(call)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.For, ast.AsyncFor, ast.While))
+        or (isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "main")
+        for call in _calls(node)
+    }
 
 
 def _line_of(call: ast.Call) -> str:

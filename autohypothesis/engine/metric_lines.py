@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -50,10 +50,15 @@ _TO_VALUE = (
 _WORDS = re.compile(rf"{_WORD}(?: {_WORD}){{0,2}}")
 _IN_LINE = re.compile(
     rf"(?<![\w/@.-])({_WORDS.pattern})[\"'`*\]]{{0,3}}"  # val_bpb, 'val/bpb', Val BPB
-    rf"(?:[ \t]{{0,2}}[(\[][^()\[\]]{{1,24}}[)\]])?"  # (bits)
+    rf"(?P<note>[ \t]{{0,2}}[(\[][^()\[\]]{{1,24}}[)\]])?"  # (bits)
     rf"{_TO_VALUE}",
     re.IGNORECASE,
 )
+_NAMING = re.compile(
+    r"[ \t]*[(\[](?!\W*(?:epoch|ep|step|iter\w*|it|batch|round|fold)?\W*\d)(?!.*\d[.:/]\d).*"
+)
+"""A note that may tell two metrics apart, `(top-1)`, and is no count of epochs or seconds."""
+_SPELLED = re.compile(r"[_/@.]|[a-z0-9][A-Z]")
 _WORD_FOLLOWS = re.compile(r"[ \t]+[A-Za-z]")
 _FILLERS = {"is", "was", "of", "at", "to", "info", "debug", "warning", "root", "wandb"}
 _OF_ANOTHER_RUN = {
@@ -102,7 +107,7 @@ class MetricValues:
         hint: characters that every line with the metric has, in lower case.
         count: how often it was printed.
         texts: its different values -> how each was written, the last one last; None for what is no
-            plausible number.
+            plausible number. Of many, the lowest, the highest and the last ones.
     """
 
     def __init__(self, metric: str) -> None:
@@ -130,7 +135,13 @@ class MetricValues:
                 self.texts.pop(found.value, None)
                 self.texts[found.value] = found.text
                 if len(self.texts) > MAX_VALUES:
-                    del self.texts[next(iter(self.texts))]
+                    del self.texts[self._least_telling()]
+
+    def _least_telling(self) -> float | None:
+        """Return the oldest value that is neither the lowest nor the highest."""
+        numbers = [value for value in self.texts if value is not None]
+        extremes = (min(numbers, default=None), max(numbers, default=None))
+        return next(value for value in self.texts if value not in extremes)
 
 
 def parse_number(text: str) -> float | None:
@@ -168,7 +179,7 @@ def published_pair(line: str) -> tuple[str, str] | None:
 
 def pairs_in(line: str) -> list[tuple[str, str]]:
     """Return name and number, as text, of everything in a line that reads like a metric."""
-    return [(_listed_name(words), text) for words, text in _found_in(line)]
+    return _listed(_found_in(line))
 
 
 def occurrences(line: str, metric: str) -> list[Occurrence]:
@@ -180,8 +191,13 @@ def occurrences(line: str, metric: str) -> list[Occurrence]:
     if not _WORDS.fullmatch(metric):
         literal = [(1 if at.start() else 0, at[2]) for at in _literal(metric).finditer(line)]
         return [Occurrence(form, parse_number(text), text) for form, text in literal]
-    found = ((_form_of(words, metric), text) for words, text in _found_in(line))
-    return [Occurrence(form, parse_number(text), text) for form, text in found if form]
+    found = ((_form_of(words, metric), note, text) for words, note, text in _found_in(line))
+    return [
+        # `accuracy (top-5)` is another metric than `accuracy`, where a log has both.
+        Occurrence(max(form, 2) if _NAMING.fullmatch(note) else form, parse_number(text), text)
+        for form, note, text in found
+        if form
+    ]
 
 
 def find_metrics(text: str) -> list[PrintedMetric]:
@@ -189,16 +205,17 @@ def find_metrics(text: str) -> list[PrintedMetric]:
 
     A name with `val`, `eval` or `test` in it comes first, then what is called a loss, an accuracy
     or a score, then the rest in the order of the log. The last 1 MiB of `text` is read; a last line
-    that does not end counts as well. Numbers that are not finite are left out.
+    that does not end counts as well. Numbers that are not finite are left out. A name that is
+    printed with several notes, `accuracy (top-1)` and `accuracy (top-5)`, is a metric with each.
     """
     values: dict[str, dict[float, None]] = {}
-    for line in lines_of(text[-WINDOW:] + "\n"):
-        for name, written in pairs_in(line):
-            value = parse_number(written)
-            if value is not None and (name in values or len(values) < 1000):
-                known = values.setdefault(name, {})
-                known.pop(value, None)
-                known[value] = None
+    lines = lines_of(text[-WINDOW:] + "\n")
+    for name, written in _listed(found for line in lines for found in _found_in(line)):
+        value = parse_number(written)
+        if value is not None and (name in values or len(values) < 1000):
+            known = values.setdefault(name, {})
+            known.pop(value, None)
+            known[value] = None
     listed = [
         PrintedMetric(name, tuple(known)[-MAX_VALUES:], direction_of(name))
         for name, known in values.items()
@@ -224,15 +241,28 @@ def _rank(name: str) -> int:
     return _LEAST if not _SCORE.search(plain) else 0 if _HELD_OUT.search(plain) else 1
 
 
-def _found_in(line: str) -> Iterator[tuple[list[str], str]]:
-    """Yield the words before each number of a line, and the number."""
+def _listed(found: Iterable[tuple[list[str], str, str]]) -> list[tuple[str, str]]:
+    """Return name and number of each; a name has its note, where that tells metrics apart."""
+    named = [(_listed_name(words), words, note, text) for words, note, text in found]
+    notes: dict[str, set[str]] = {}
+    for name, _, note, _ in named:
+        notes.setdefault(name, set()).add(note if _NAMING.fullmatch(note) else "")
+    listed = []
+    for name, words, note, text in named:
+        is_told_apart = 1 < len(notes[name]) <= MAX_VALUES and _NAMING.fullmatch(note)
+        listed.append((" ".join(_kept(words)) + note if is_told_apart else name, text))
+    return listed
+
+
+def _found_in(line: str) -> Iterator[tuple[list[str], str, str]]:
+    """Yield the words before each number of a line, the note after them, and the number."""
     for match in _IN_LINE.finditer(line[:MAX_LINE]):
-        words, text = match[1].split(" "), match[3]
+        words, text = match[1].split(" "), match[4]
         while len(words) > 1 and words[-1].lower() in _FILLERS:
             words.pop()
-        if match[2] and text.isdecimal() and _WORD_FOLLOWS.match(line, match.end()):
+        if match[3] and text.isdecimal() and _WORD_FOLLOWS.match(line, match.end()):
             continue  # `val_bpb of 10 files`: without a sign between them, a count
-        yield words, text
+        yield words, match["note"] or "", text
 
 
 def _form_of(words: list[str], metric: str) -> int:
@@ -249,11 +279,18 @@ def _form_of(words: list[str], metric: str) -> int:
 
 def _listed_name(words: list[str]) -> str:
     """Return a name of these words under which `occurrences` finds the number again."""
-    if re.search(r"[_/@.]|[a-z0-9][A-Z]", words[-1]):
-        other = len(words) > 1 and words[-2].lower() in _OF_ANOTHER_RUN
-        return f"{words[-2].lower()}_{words[-1]}" if other else words[-1]
-    kept = [word for word in words[-2:] if word.lower() not in _FILLERS] or words[-1:]
-    return kept[0] if len(kept) == 1 else "_".join(kept).lower()
+    *before, last = _kept(words)
+    if _SPELLED.search(last):
+        return "_".join([*map(str.lower, before), last])
+    return "_".join([*before, last]).lower() if before else last
+
+
+def _kept(words: list[str]) -> list[str]:
+    """Return the words of a name, as they are written."""
+    if _SPELLED.search(words[-1]):
+        is_other = len(words) > 1 and words[-2].lower() in _OF_ANOTHER_RUN
+        return words[-2:] if is_other else words[-1:]
+    return [word for word in words[-2:] if word.lower() not in _FILLERS] or words[-1:]
 
 
 @lru_cache(maxsize=64)

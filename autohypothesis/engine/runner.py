@@ -39,7 +39,7 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.mutator import Mutator, RecordedRefusalError, record_refusal
 from autohypothesis.engine.project import Project, is_running, run_ids
-from autohypothesis.engine.scoring import TAIL_BYTES, contradiction
+from autohypothesis.engine.scoring import TAIL_BYTES, contradiction, value_taken
 from autohypothesis.engine.task import BY_HAND
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
@@ -511,7 +511,7 @@ def result_of_log(spec: RunSpec, text: str) -> Result:
     """Return what the log says: completed with one finite metric, else failed as it shows."""
     metric, take = spec.task.objective.metric, spec.task.scorer.parse.take
     summary = parse_summary(text + "\n", metric)
-    value = summary.values[-1] if summary.values else None
+    value = value_taken(spec.task, summary.values)
     if len(summary.values) > 1 and take == "only":
         failure: Failure | None = Failure("invalid", contradiction(metric, summary.values))
     else:

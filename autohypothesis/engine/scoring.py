@@ -108,7 +108,7 @@ class LogScorer(Scorer):
         if len(values) > 1 and parse.take == "only":
             problem = contradiction(metric, values)
             return Score(None, metrics, evidence=evidence, problem=problem, kind="invalid")
-        value = values[-1] if values else None
+        value = value_taken(self.task, values)
         if value is None:
             text = read_tail(str(checkout / log if log and checkout else run.log), LISTED_BYTES)
             problem = f"the log holds no finite {metric}{_instead(text)}"
@@ -116,12 +116,22 @@ class LogScorer(Scorer):
         return Score(value, {**metrics, metric: value}, evidence=evidence)
 
 
+def value_taken(task: Task, values: Sequence[float | None]) -> float | None:
+    """Return which of the values that a run printed is its score: the last one, or the best one
+    where the task takes that; None where it is no finite number."""
+    if task.scorer.parse.take != "best":
+        return values[-1] if values else None
+    best = max if task.objective.direction == "maximize" else min
+    return best((value for value in values if value is not None), default=None)
+
+
 def contradiction(metric: str, values: Sequence[float | None]) -> str:
     """Return what is wrong with a log that holds these different values of its metric."""
     printed = ", ".join("none" if value is None else f"{value:g}" for value in values)
     return (
         f"the log holds {len(values)} different values of {metric} ({printed}); one run has one:"
-        " print it once, or have the task take the last with `scorer: {parse: {take: last}}`"
+        " print it once, or have the task take the last with `scorer: {parse: {take: last}}`, or"
+        " the best with `take: best`"
     )
 
 
@@ -176,7 +186,9 @@ class CommandScorer:
             problem = f"the scorer failed: {error or 'it did not run'}"
             return Score(None, problem=problem, kind=kind)
         scores = self._printed(_text(run.score_log))
-        scores = scores[-1:] if parse.take == "last" else scores
+        if parse.take != "only" and scores:
+            value = value_taken(self.task, [finite(score) for score, _ in scores])
+            scores = [each for each in scores if finite(each[0]) == value][-1:]
         if len(scores) > 1:
             problem = f"the scorer printed {len(scores)} scores; one run has one"
             return Score(None, problem=problem, kind="invalid")

@@ -151,9 +151,10 @@ class Parse(TaskSection):
     metrics_field: str = "metrics"
     pattern: str | None = None
     """The expression of `regex`: its first group, or the group `score`, is the number."""
-    take: Literal["only", "last"] = "only"
+    take: Literal["only", "last", "best"] = "only"
     """only: two different values in one run are none. last: the last value is the score, for a
-    script that prints one each epoch."""
+    script that prints one each epoch. best: the best one is, for a script that keeps its best
+    weights."""
 
     @model_validator(mode="after")
     def _pattern_compiles(self) -> Parse:

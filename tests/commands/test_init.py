@@ -126,7 +126,9 @@ def test_a_repository_of_a_usual_kind_has_its_task_and_its_noise(
     assert report["script"] == start.split()[0]
     assert report["command"] == ["python", *start.split()]
     found = report["metric"]["name"], report["metric"]["direction"], report["metric"]["take"]
-    assert found == (metric, "maximize" if "accuracy" in metric else "minimize", "last")
+    take = "only" if files is SCIKIT else "last"
+    assert found == (metric, "maximize" if "accuracy" in metric else "minimize", take)
+    assert ("take:" in (root / "task.yaml").read_text()) == (take == "last"), "printed once"
     assert [entry["path"] for entry in report["data"]] == [data]
     assert [run["value"] for run in report["runs"]] == pytest.approx(list(values))
     noise = abs(values[0] - values[1])
@@ -258,7 +260,7 @@ def test_a_metric_that_only_the_log_shows_is_taken_from_the_log(
     assert [run["value"] for run in report["runs"]] == [None, 1.1, 1.1]
 
 
-def test_a_name_that_two_lines_of_a_run_have_means_the_last_one(
+def test_a_loss_of_the_training_beside_the_loss_is_another_metric(
     tmp_path: Path, own_locks: Path, new_repository: NewRepository
 ) -> None:
     text = "print('train loss', 9)\nprint('loss', 3)\n"
@@ -267,6 +269,64 @@ def test_a_name_that_two_lines_of_a_run_have_means_the_last_one(
     assert code == 0, said
     assert (report["metric"]["name"], report["metric"]["take"]) == ("loss", "last")
     assert [run["value"] for run in report["runs"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "form", ["print('Val acc {n}:', {v})", "print('Val acc {n}: ' + str({v}))"]
+)
+def test_two_accuracies_with_notes_are_two_metrics_and_the_choice_is_named(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository, form: str
+) -> None:
+    notes = (("(top-1)", 71.2), ("(top-5)", 90.1))
+    lines = (form.format(n=note, v=value) for note, value in notes)
+    root = new_repository(tmp_path / "r", {"train.py": "\n".join(lines)})
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert report["metric"]["name"] == "Val acc (top-1)"
+    assert "maximize Val acc (top-1) (train.py:1)" in said
+    assert "others: Val acc (top-5); --metric NAME takes one" in said
+    assert [run["value"] for run in report["runs"]] == [71.2, 71.2]
+    task = (root / "task.yaml").read_text()
+    assert '# metric: "Val acc (top-5)"' in task and "take:" not in task
+    (root / "task.yaml").unlink()
+    assert ran(root, "--metric", "Val acc (top-5)")[1]["runs"][0]["value"] == 90.1
+
+
+def test_two_accuracies_whose_notes_only_the_log_shows_are_told_apart_by_a_run(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "for k in (1, 5):\n    print(f'accuracy (top-{k}): {0.1 * k}')\n"
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert "accuracy (top-1) (as the log has it)" in said and "others: accuracy (top-5)" in said
+    assert [run["value"] for run in report["runs"]] == [0.5, 0.1, 0.1]
+    assert report["metric"]["take"] == "only"
+
+
+def test_a_metric_of_every_epoch_is_scored_by_its_last_or_its_best_value_as_the_task_says(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "for n in range(40):\n    print(f'val_loss: {abs(n - 20) + 0.5}')\n"
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, said = ran(root)
+    assert code == 0 and report["runs"][0]["value"] == 19.5, said
+    task = (root / "task.yaml").read_text()
+    words = "The baseline printed it 40 times: `last` is 19.5, `best` 0.5."
+    assert words in task and words in said and "parse: {take: last}" in task
+    (root / "task.yaml").write_text(task.replace("take: last", "take: best"))
+    assert ran(root)[1]["runs"][0]["value"] == 0.5
+
+
+def test_a_second_value_that_the_source_does_not_show_is_measured_as_the_last(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    text = "import os\nos.write(1, b'val_loss: 3\\n')\nprint('val_loss:', 2)\n"
+    root = new_repository(tmp_path / "r", {"train.py": text})
+    code, report, said = ran(root)
+    assert code == 0, said
+    assert [run["value"] for run in report["runs"]] == [None, 2, 2]
+    assert "take: last" in (root / "task.yaml").read_text()
 
 
 def test_a_program_in_another_language_is_run_as_the_user_says(
@@ -313,6 +373,16 @@ def test_a_baseline_that_fails_shows_the_end_of_its_log_and_what_is_missing(
         ({"lib.py": "A = 1\n"}, [], "and new.py is in no commit; commit it first"),
         ({"train.py": "print('loss: 1')\n"}, ["--script", "trian.py"], "did you mean 'train.py'"),
         ({"a.txt": ""}, ["--script", "new.py"], "commit it first: git add new.py"),
+        (
+            {"train.py": "a = 1\nb = (\n"},
+            [],
+            "train.py line 2 does not parse: '(' was never closed",
+        ),
+        (
+            {"train.py": "a =\n"},
+            ["--script", "train.py"],
+            "train.py line 1 does not parse: invalid",
+        ),
     ],
 )
 def test_without_a_script_it_says_what_to_do(
