@@ -402,12 +402,17 @@ def is_over(run: RunPaths) -> bool:
     state = shim.status(run)
     if state != "absent":
         return state != "running" or end_overdue(run)
-    with suppress(KeyError, TypeError, ValueError, OverflowError):
-        starter = read_object(run.local, LOCAL_LIMIT)["starter"]
-        if system.is_alive(int(starter["pid"]), float(starter["start"])):
-            return False
+    if _starter_lives(run):
+        return False
     # Its starter was killed; a shim that it may have begun finds the folder taken and goes.
     return shim.claim(run)
+
+
+def _starter_lives(run: RunPaths) -> bool:
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        starter = read_object(run.local, LOCAL_LIMIT)["starter"]
+        return system.is_alive(int(starter["pid"]), float(starter["start"]))
+    return False
 
 
 def is_readable(run: RunPaths) -> bool:
@@ -432,6 +437,16 @@ def busy_workers(layout: Layout) -> set[str]:
         if spec is not None and (_may_live(run) or is_readable(run)):
             busy.add(spec.worker_id)
     return busy
+
+
+def unattended(layout: Layout) -> dict[str, bool]:
+    """Return run -> whether it still runs, of those without a result whose starter is gone."""
+    runs = {name: layout.run(name) for name in uncollected(layout)}
+    return {
+        name: _may_live(run)
+        for name, run in runs.items()
+        if is_readable(run) and not _starter_lives(run)
+    }
 
 
 def _may_live(run: RunPaths) -> bool:

@@ -32,9 +32,9 @@ from autohypothesis.terminal.parts import (
 )
 
 if TYPE_CHECKING:
+    from autohypothesis.fleet.overview.best_run import BestRun
     from autohypothesis.fleet.overview.digest import Digest
     from autohypothesis.fleet.overview.overview import (
-        BestRun,
         Notice,
         Overview,
         RoleView,

@@ -194,6 +194,12 @@ def test_repo_is_taken_before_and_after_and_from_a_worktree(
         assert [row["id"] for row in json.loads(answer.stdout)] == expected, answer.stderr
 
 
+def needs(cli: Cli) -> str:
+    """What `status` says of unrecorded runs."""
+    entries = json.loads(cli("status", "--json").stdout)["needs"]
+    return " ".join(each["what"] for each in entries if each["run"].endswith("sync"))
+
+
 def begun(root: Path, seconds: float, file: str) -> subprocess.Popen[str]:
     """A run of so many seconds as a process, once it has written `file`."""
     words = ("run-experiment", "--set", f"SLEEP={seconds}")
@@ -211,8 +217,11 @@ def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, fore
     process.communicate()
     assert rows(cli)[-1]["execution_status"] == "running"
     runs = Layout(foreign).runs
+    assert "still runs, and the process that began it is gone" in needs(cli)
     wait_until(lambda: list(runs.glob("*/exit.json")))
+    wait_until(lambda: "ended, and not recorded" in needs(cli))  # its shim leaves a little later
     assert cli("sync").returncode == 0
+    assert not needs(cli)
     (result,) = runs.glob("*/result.json")
     first = result.read_bytes()
     assert cli("sync").returncode == 0

@@ -8,7 +8,7 @@ dead or refused becomes a `Notice`, and stops nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.live.presence import (
     COURIER,
@@ -29,18 +28,17 @@ from autohypothesis.fleet.live.presence import (
 )
 from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.live.unbound_limits import unbound_limits
+from autohypothesis.fleet.overview.best_run import BestRun, best_run
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
-from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.comparison import Comparison, comparison_of
+from autohypothesis.plain import some_of
+from autohypothesis.records.bundles import reason_in, uncollected
 from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
 from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
-from autohypothesis.records.rows import real
 from autohypothesis.schema import (
-    Direction,
     Heartbeat,
     Hypothesis,
     Manifest,
@@ -50,54 +48,6 @@ from autohypothesis.schema import (
     finite,
     now,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BestRun:
-    """The best kept experiment."""
-
-    experiment_id: str
-    metric: str
-    value: float
-    direction: str
-    title: str
-    confirmation: str
-    baseline: float | None
-    """Value of the first kept run of the unchanged script, on the same platform; the best's own
-    where nothing was changed in it."""
-    improvement: float | None
-    """Over the baseline, positive is better whatever the direction."""
-    improvement_share: float | None
-    compared: Comparison | None
-    """With the base on which it was decided."""
-
-
-def best_so_far(board: Mapping[str, Any]) -> BestRun | None:
-    """Return the leaderboard's best against the baseline; None where it is no measurement."""
-    row = board.get("best_run")
-    if not isinstance(row, dict):
-        return None
-    metric = str(row.get("metric_name") or "val_bpb")
-    value = real(row.get("metric_value"), metric)
-    if value is None:
-        return None
-    direction: Direction = "maximize" if row.get("direction") == "maximize" else "minimize"
-    # A reference that was moved by hand and measured anew is a start, and no gain.
-    baseline = value if row.get("reason") == "baseline" else real(board.get("baseline"), metric)
-    # `+ 0.0` makes a zero of a negative zero.
-    gain = None if baseline is None else better_by(value, baseline, direction) + 0.0
-    return BestRun(
-        experiment_id=str(row.get("id") or ""),
-        metric=metric,
-        value=value,
-        direction=direction,
-        title=str(row.get("description") or ""),
-        confirmation=str(row.get("confirmation") or "none"),
-        baseline=baseline,
-        improvement=gain,
-        improvement_share=gain / abs(baseline) if gain is not None and baseline else None,
-        compared=comparison_of(row),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +195,8 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
     alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
     look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
+    if not alive:  # an observer or a loop records them
+        look.note_unattended_runs(workers)
     look.needs += [Notice(str(unbound)) for unbound in unbound_limits(layout)]
     if elsewhere := another_machine(layout):
         look.needs.append(Notice(elsewhere.problem, suggested(elsewhere.hint)))
@@ -255,7 +207,7 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
         root=str(layout.root),
         tag=look.tag,
         reference=reference,
-        best=best_so_far(board),
+        best=best_run(board),
         counts=counts,
         experiments=_count(board.get("total_runs")),
         decided=_count(board.get("decided_runs")),
@@ -494,6 +446,22 @@ class _Reader:
         self.needs += [Notice(line) for line in stalled_runs(self.layout)]
         for device, reason in quarantined(self.layout).items():
             self._note(f"device {device} is left alone for a while: {reason}", "doctor")
+
+    def note_unattended_runs(self, workers: Iterable[WorkerView]) -> None:
+        """Name the runs that no process waits for: `run-experiment` was killed, say."""
+        if not any(uncollected(self.layout)):
+            return
+        from autohypothesis.engine.collect import unattended
+
+        named = {worker.experiment_id for worker in workers if worker.state == "dead"}
+        ended, gone = [], "the process that began it is gone"
+        for name, runs_on in unattended(self.layout).items():
+            if name not in named and runs_on:
+                self._note(f"{name} still runs, and {gone}; record it once it has ended", "sync")
+            elif name not in named:
+                ended.append(name)
+        if ended:
+            self._note(f"{some_of(ended)}: ended, and not recorded, since {gone}", "sync")
 
     def note_refused(self, folder: Path, what: str) -> None:
         """Name the files of `folder`, which were not taken, with the reason beside each."""
