@@ -12,11 +12,12 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from autohypothesis.errors import GitError
+from autohypothesis.errors import GitError, RecordError
+from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Manifest
+from autohypothesis.schema import Decision, Manifest
 
 if TYPE_CHECKING:
     from autohypothesis.engine.task import Task
@@ -43,13 +44,21 @@ def reference_ref(tag: str) -> str:
 def read_reference(repository: Repository, layout: Layout, tag: str) -> str | None:
     """Return the reference of a search; None where nothing was searched under `tag`.
 
-    A search of an earlier version has the branch only. It is read until a command that writes makes
-    the ref of it.
+    Where its ref is gone, it is where the decisions left it, until a command that writes makes the
+    ref again. A search of an earlier version had the branch only: commits of a person on top of
+    what was decided belong to its reference.
     """
     if commit := repository.read_ref(reference_ref(tag)):
         return commit
-    branch = repository.read_ref(BRANCHES + tag)
-    return branch if branch and _was_searched(repository, layout, tag) else None
+    branch, decisions = repository.read_ref(BRANCHES + tag), list[Decision]()
+    with suppress(RecordError):
+        decisions = [each for each in read_decisions(layout)[0] if each.tag == tag]
+    moves = [each.reference_after for each in decisions if each.reference_after]
+    left = repository.read_ref(f"{moves[-1]}^{{commit}}") if moves else None
+    if left is None:
+        return branch if branch and _was_searched(repository, layout, tag) else None
+    is_own = branch not in {each.commit for each in decisions}
+    return branch if branch and is_own and repository.is_ancestor(left, branch) else left
 
 
 def _was_searched(repository: Repository, layout: Layout, tag: str) -> bool:

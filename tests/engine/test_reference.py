@@ -20,6 +20,7 @@ from autohypothesis.engine.reference import (
     read_reference,
     reference_ref,
 )
+from autohypothesis.fleet.overview.overview import Notice, overview
 from autohypothesis.records.git import Repository
 from tests.conftest import forked, run_git
 from tests.engine.searching import Search
@@ -136,6 +137,46 @@ def test_a_name_without_room_for_the_branch_holds_up_no_search(search: Search, s
     kept = search.change(start, "A = 1\n")
     search.decided("h-1", kept, start, 1.4)
     assert search.project.reference() == kept and branch_of(search) is None
+
+
+@pytest.mark.parametrize("first", ["settle", "begin"])
+@pytest.mark.parametrize("branch", ["behind", "ahead", "gone"])
+def test_a_deleted_reference_is_where_the_decisions_left_it_wherever_its_branch_is(
+    search: Search, start: str, elsewhere: Path, branch: str, first: str
+) -> None:
+    project, left = search.project, search.change(start, "A = 1\n")
+    if branch == "ahead":  # it was on a keep that was taken back while it was checked out
+        run_git(elsewhere, "switch", "-q", "--detach")
+    search.decided("h-1", left, start, 1.4)
+    if branch == "ahead":
+        run_git(elsewhere, "switch", "-q", BRANCH)
+        search.by_hand("h-1", "discard")
+        left = start
+    if branch == "gone":
+        run_git(elsewhere, "switch", "-q", "--detach")
+        run_git(project.repository.root, "branch", "-qD", BRANCH)
+    assert project.reference() == left and (branch == "gone" or branch_of(search) != left)
+    run_git(project.repository.root, "update-ref", "-d", reference_ref("t"))
+    assert project.reference() == left
+    repair(project) if first == "settle" else Project.open(project.repository.root).with_tag("t")
+    assert project.repository.read_ref(reference_ref("t")) == left
+
+
+def test_status_names_a_reference_that_is_missing_and_the_command_that_makes_it(
+    search: Search, start: str
+) -> None:
+    kept, root = search.change(start, "A = 1\n"), search.project.repository.root
+    search.decided("h-1", kept, start, 1.4)
+
+    def named() -> list[Notice]:
+        needs = overview(search.project.layout, tag="t").needs
+        return [need for need in needs if reference_ref("t") in need.what]
+
+    assert not named()
+    run_git(root, "update-ref", "-d", reference_ref("t"))
+    (need,) = named()
+    run_git(root, *shlex.split(need.run)[1:])
+    assert search.project.repository.read_ref(reference_ref("t")) == kept
 
 
 # ── a search of an earlier version, whose reference was the branch ──────────────────────────

@@ -253,7 +253,12 @@ class _Reader:
 
     def reference(self) -> str | None:
         """Return the reference; note commits on its branch, a search on a remote, or a move."""
-        from autohypothesis.engine.reference import fetch_command, own_commits, read_reference
+        from autohypothesis.engine.reference import (
+            fetch_command,
+            own_commits,
+            read_reference,
+            reference_ref,
+        )
         from autohypothesis.fleet.live.place import find_move
         from autohypothesis.records.git import Repository
 
@@ -264,6 +269,9 @@ class _Reader:
             if self.tag and (commit := read_reference(repository, self.layout, self.tag)):
                 if own := own_commits(repository, self.tag, commit):
                     self.needs.append(Notice(*own))
+                if repository.read_ref(ref := reference_ref(self.tag)) is None:
+                    gone = f"{ref} is missing; the next run or decision makes it at {commit[:12]}"
+                    self.needs.append(Notice(gone, f"git update-ref {ref} {commit[:12]}"))
             elif fetch := fetch_command(repository, self.tag or None):
                 self.needs.append(
                     Notice("a remote has the branch of a search; to go on with it here", fetch)

@@ -20,6 +20,7 @@ from autohypothesis.engine.reference import (
     own_commits,
     read_reference,
     reference_branch,
+    reference_ref,
     take_in_task_commits,
 )
 from autohypothesis.engine.runner import ProgressListener, run
@@ -42,7 +43,7 @@ from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import choose, device_users
-from autohypothesis.fleet.roster.worktrees import Worktrees, left_reference, worker_branch
+from autohypothesis.fleet.roster.worktrees import Worktrees, worker_branch
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.plain import some_of
@@ -206,11 +207,9 @@ class _FleetSetup:
                     f"--from {start}: tag {self.tag} has begun, and stands at {commit[:12]}",
                     hint="leave --from out, or begin another: --tag NAME",
                 )
+            if self.repository.read_ref(reference_ref(self.tag)) is None:
+                self.notes.append(f"the reference was gone; it is again at {commit[:12]}")
             return commit
-        left = left_reference(self.repository, self.layout, self.tag) if start is None else None
-        if left is not None:
-            self.notes.append(f"the reference was gone; it is again at {left[:12]}")
-            return left
         if self.repository.is_dirty() and start in (None, "HEAD"):
             self.notes.append(
                 f"{self.repository.here} has changes that are not committed: the search starts from"

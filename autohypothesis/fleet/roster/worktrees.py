@@ -19,9 +19,8 @@ from pathlib import Path
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.reference import MARKERS, REFERENCES, reference_branch
 from autohypothesis.engine.workspace import Export, Workspace
-from autohypothesis.errors import FleetError, GitError, RecordError, UsageError
+from autohypothesis.errors import FleetError, GitError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
-from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.checkouts import is_entry_of, worktree_entry
 from autohypothesis.records.files import set_aside
 from autohypothesis.records.git import SALVAGE, Entry, Repository, blob_id
@@ -187,15 +186,6 @@ class Worktrees:
         if not _has_uncommitted_files(path, self.repository.entries(commit)):
             return ""
         return f"what was there is in {set_aside(path)}"
-
-
-def left_reference(repository: Repository, layout: Layout, tag: str) -> str | None:
-    """Return where the decisions left the reference of a tag whose branch is gone."""
-    with suppress(RecordError):
-        decisions = (each for each in read_decisions(layout)[0] if each.tag == tag)
-        left = [each.reference_after for each in decisions if each.reference_after]
-        return repository.read_ref(f"{left[-1]}^{{commit}}") if left else None
-    return None
 
 
 def free_name(repository: Repository, stem: str) -> str:

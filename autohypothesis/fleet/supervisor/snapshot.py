@@ -26,7 +26,6 @@ from autohypothesis.engine.reference import LEDGERS, REFSPECS, move_reference, r
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outgoing import REFUSED, SENT
 from autohypothesis.fleet.roster.moved import manifest_here
-from autohypothesis.fleet.roster.worktrees import left_reference
 from autohypothesis.records import git_bundle
 from autohypothesis.records.files import (
     JSON_LIMIT,
@@ -333,8 +332,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
     with hold(layout, "queue", doing=f"restoring {tag}"):
         files = _put(repository, layout, _not_queued(layout, moving))
     files += _put(repository, layout, rest)
-    left = left_reference(repository, layout, tag)
-    if left is not None and read_reference(repository, layout, tag) is None:
+    if left := read_reference(repository, layout, tag):
         move_reference(repository, tag, left, None)
     return Restored(tag, commit, files, lines)
 
