@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,9 +151,10 @@ def _tell_findings(found: Findings, report: Report) -> None:
     """Say what was found, before anything is run."""
     import shlex
 
+    from autohypothesis.engine.constants import option_name
     from autohypothesis.proposers.knobs import budget_constants, set_twice
 
-    facts = found.facts
+    facts, arguments = found.facts, {option_name(each.name) for each in found.facts.arguments}
     why = next((script.reasons for script in found.scripts if script.path == facts.path), ())
     scripts = [script.path for script in found.scripts if script.path != facts.path][:SHOWN]
     compute = budget_constants(found.sources(), any_case=True)
@@ -166,7 +168,7 @@ def _tell_findings(found: Findings, report: Report) -> None:
         *(("", f"or: {shlex.join(other)}") for other in found.documented[:2]),
         *_metric_lines(found, facts.lines.get(found.metric.name if found.metric else "", "")),
         ("arguments", _few(map(str, facts.arguments))),
-        ("settings", _few(f"{name} {value}" for name, value in found.constants.items())),
+        ("settings", _few(f"{k} {v}" for k, v in found.constants.items() if k not in arguments)),
         ("knobs", _few(found.knobs)),
         ("left alone", compute and f"{_few(compute)}, which would buy score with compute"),
         ("left alone", twice and f"{homes}: `search` turns what one file alone sets"),
@@ -379,16 +381,46 @@ def _finish(report: Report, folder: Path) -> None:
         remedy = f"{git} add {file.name}; {git} commit -m 'the task'"
         report.lacks(f"{file.name} is in no commit", remedy)
     if found is not None and not (found.knobs or discovered(found.sources())):
-        report.lacks(
-            f"{found.facts.path} has no numbers at its top, which `search` turns",
-            "name a program that has ideas: --proposer command:PROGRAM",
-        )
+        report.lacks(*_without_knobs(found, file))
     command = "init"
     if file.exists():
         is_measured = report.noise is not None
         command = "run-loop --max 20" if is_measured else "run-experiment --baseline --decide"
     where = "" if root == Path.cwd() else f" --repo {shlex.quote(str(folder))}"
     report.next = suggested(f"python orchestrator.py {command}{where}")
+
+
+def _without_knobs(found: Findings, file: Path) -> tuple[str, str]:
+    """Return why `search` has nothing to turn, and what helps."""
+    import shlex
+
+    from autohypothesis.engine.constants import option_name
+
+    lacks = f"{found.facts.path} has no numbers that `search` turns"
+    numbers = {
+        option_name(argument.name): argument.name
+        for argument in found.facts.arguments
+        if isinstance(argument.default, (int, float))
+    }
+
+    def gives_number(word: str) -> bool:
+        return word.startswith("--") and option_name(word) in numbers
+
+    given = [numbers[option_name(word)] for word in found.command if gives_number(word)]
+    left = [
+        word
+        for before, word in pairwise(["", *found.command])
+        if not gives_number(word)
+        and (word.startswith("--") or "=" in before or not gives_number(before))
+    ]
+    if given:
+        return (
+            f"{lacks}: the command gives {', '.join(given)}, so that no default of it counts",
+            f"mv {file.name} {file.name}.old; init --command {shlex.quote(shlex.join(left))}",
+        )
+    if configs := found.facts.configs:
+        lacks += f"; {', '.join(configs)} has its settings, which only an edit of that file changes"
+    return lacks, "name a program that has ideas: --proposer command:PROGRAM"
 
 
 def _document(report: Report) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +188,7 @@ def _settings(
         except ChangeError as error:
             raise PreflightError(error.problem, hint=error.hint) from error
     if task.run.preflight is None or workspace is None:
-        return config_of(literals)
+        return config_of(literals, None, task.run.options)
     checkout = workspace.export.checkout(commit, task)
     sandbox = TaskSandbox(
         repository,
@@ -200,7 +200,7 @@ def _settings(
     )
     evaluator = workspace.export.evaluator(commit, task)
     verdict = run_preflight(sandbox, checkout.path, evaluator, inputs)
-    return config_of(literals, verdict.constants)
+    return config_of(literals, verdict.constants, task.run.options)
 
 
 def diff_stat(changes: Sequence[FileChange]) -> str:
@@ -242,23 +242,26 @@ def settings_of(repository: Repository, task: Task, commit: str) -> dict[str, An
     for source in python_sources(repository, task, commit).values():
         with suppress(ChangeError):
             literals = {**read_constants(source), **literals}
-    return config_of(literals)
+    return config_of(literals, None, task.run.options)
 
 
 def config_of(
-    literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None = None
+    literals: Mapping[str, Any],
+    evaluated: Mapping[str, Any] | None = None,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the flat, lower-case settings of an experiment: what the model is built from.
 
-    Literals come from the script as it is written, all else from the preflight's import. The seed
-    is not a setting. A script without upper-case names has its literals taken instead.
+    Literals come from the script as it is written, all else from the preflight's import. Neither
+    the seed nor what the command gives (`given`) is a setting of the script. A script without
+    upper-case names has its literals taken instead.
     """
     every = {**(evaluated or {}), **literals}
     chosen = {name: value for name, value in every.items() if name.isupper()} or every
     return {
         name.lower(): value
         for name, value in chosen.items()
-        if name.lower() != "seed" and _is_plain(value)
+        if name.lower() != "seed" and name not in given and _is_plain(value)
     }
 
 
@@ -357,6 +360,11 @@ def overridden_tree(
         )
     chosen: dict[str, dict[str, Setting]] = {}
     for name, value in overrides.items():
+        if name in task.run.options:
+            raise ChangeError(
+                f"{name} is what `run.command` of the task gives, whatever the script says",
+                hint=f"take --{name} out of the command",
+            )
         chosen.setdefault(_path_of(name, sources), {})[name] = value
     new = {path: set_constants(sources[path], wanted) for path, wanted in chosen.items()}
     return repository.tree_with(base, new)

@@ -1,4 +1,5 @@
-"""Top-level constants of a script: read them, and set them without touching anything else.
+"""Constants of a script, at its top or as defaults of its arguments: read them, and set them, with
+nothing else touched.
 
 A script is parsed, never imported. Values are replaced by AST position on the file's UTF-8 bytes
 (which is what `ast` counts), so comments, spacing and line ends stay what they are, and the result
@@ -51,18 +52,19 @@ class NotLiteralError(ChangeError):
 
 @dataclass
 class _Binding:
-    """All that code at the top of a module does to one name."""
+    """All that code at the top of a module does to one name, or a parser to one argument."""
 
     sites: list[str] = field(default_factory=list)
     """Every binding in words, with its line."""
     values: list[ast.expr] = field(default_factory=list)
-    """Those that plain assignments assign."""
+    """Those that plain assignments assign, or the defaults of an argument."""
 
 
 def read_constants(source: bytes | str, name: str = "the script") -> dict[str, Any]:
     """Return name -> value, for every top-level name that is assigned one literal, once.
 
-    Arithmetic on numbers counts as literal: `TOTAL_BATCH_SIZE = 2**19` is 524288.
+    Arithmetic on numbers counts as literal: `TOTAL_BATCH_SIZE = 2**19` is 524288. So does the
+    default of an argument: `add_argument("--batch-size", default=8)` is `batch_size`.
     """
     content = source.encode() if isinstance(source, str) else source
     constants = {}
@@ -225,7 +227,54 @@ def _bindings(tree: ast.Module) -> dict[str, _Binding]:
         if isinstance(node, ast.Global):
             for name in names.keys() & set(node.names):
                 names[name].sites.append(f"line {node.lineno} (a function, through `global`)")
+    for name, binding in _arguments(tree).items():
+        alike = [each for each in names if each.lower() == name.lower()]
+        if all(_copies_argument(names[each], name) for each in alike):
+            for each in alike:
+                del names[each]
+            names[name] = binding
     return names
+
+
+def _arguments(tree: ast.Module) -> dict[str, _Binding]:
+    """Return name -> its defaults, of the arguments of argparse that have literal ones."""
+    arguments: dict[str, _Binding] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=args, keywords=words):
+                texts = [str(each.value) for each in args if isinstance(each, ast.Constant)]
+                flag = next((text for text in texts if text.startswith("--")), None)
+                default = next((word.value for word in words if word.arg == "default"), None)
+                defaults = {} if flag is None else {option_name(flag): default}
+            case ast.Call(func=ast.Attribute(attr="set_defaults"), keywords=words):
+                defaults = {str(word.arg): word.value for word in words}
+            case _:
+                continue
+        for name, value in defaults.items():
+            binding = arguments.setdefault(name, _Binding())
+            binding.sites.append(f"line {node.lineno} (an argument)")
+            binding.values += [value] if value is not None else []
+    return {name: each for name, each in arguments.items() if each.values and _is_known(each)}
+
+
+def option_name(word: str) -> str:
+    """Return the name of a setting that an option of a command line gives: `batch_size`."""
+    return word.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def _is_known(binding: _Binding) -> bool:
+    try:
+        return bool([_literal(value) for value in binding.values])
+    except NotLiteralError:
+        return False
+
+
+def _copies_argument(binding: _Binding, name: str) -> bool:
+    """Return whether a name is bound once, to an attribute of that name: `LR = args.lr`."""
+    match binding.values:
+        case [ast.Attribute(attr=attribute)]:
+            return len(binding.sites) == 1 and attribute == name
+    return False
 
 
 def _plain_assignment(statement: ast.stmt) -> tuple[str, ast.expr | None]:

@@ -20,7 +20,7 @@ from decimal import ROUND_CEILING, Context
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from autohypothesis.engine.constants import read_constants
+from autohypothesis.engine.constants import option_name, read_constants
 from autohypothesis.engine.environment import absent_modules, resolved
 from autohypothesis.engine.foreign_script import (
     Script,
@@ -429,7 +429,7 @@ def _named_by(root: Path, path: str, listed: Sequence[str]) -> Iterator[str]:
 def _constants(root: Path, paths: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Return the constants at the top of scripts that none of the others and no argument sets."""
     found: dict[str, Any] = {}
-    left_out = {word.lstrip("-").partition("=")[0] for word in arguments if "=" in word}
+    left_out = {option_name(word) for word in arguments if "=" in word or word.startswith("--")}
     for path in paths:
         with suppress(OSError, ChangeError):
             constants = read_constants((root / path).read_bytes(), path)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from autohypothesis.engine.constants import option_name
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Entry
 from autohypothesis.schema import Clock, Direction, Setting, did_you_mean
@@ -141,6 +142,11 @@ class RunConfig(TaskSection):
     include: tuple[Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")], ...] = ()
     """Untracked files that a run needs, in the syntax of .gitignore, from the repository's top; as
     in .worktreeinclude."""
+
+    @property
+    def options(self) -> set[str]:
+        """Return the settings that the options of `command` give, whatever the script says."""
+        return {option_name(word) for word in self.command or () if word.startswith("--")}
 
 
 class Parse(TaskSection):

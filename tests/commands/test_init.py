@@ -145,6 +145,35 @@ def test_a_repository_of_a_usual_kind_has_its_task_and_its_noise(
     assert run_git(root, "status", "--porcelain").split() == ["??", "task.yaml"]
 
 
+def test_defaults_of_arguments_are_knobs_where_the_command_does_not_give_them(
+    tmp_path: Path, own_locks: Path, new_repository: NewRepository
+) -> None:
+    script = TRAINER["run_clm.py"].replace("{1.5 +", "{1.5 + args.lr +")
+    root = new_repository(tmp_path / "r", {**TRAINER, "run_clm.py": script})
+    _, report, said = ran(root, "--no-run")
+    gap = next(gap for gap in report["missing"] if "search" in gap["what"])
+    assert "the command gives --lr, so that no default of it counts" in gap["what"]
+    refused = called("run-experiment", "--set", "lr=1", cwd=root)
+    assert "lr is what `run.command` of the task gives" in refused.stderr
+    (root / "task.yaml").unlink()
+    command = "python run_clm.py --model_name_or_path gpt2"
+    assert f"init --command '{command}'" in gap["remedy"]
+    _, report, said = ran(root, "--command", command)
+    assert list(report["knobs"]) == ["lr"] and "`search`" not in said
+    answer = called("run-experiment", "--set", "lr=1", cwd=root)
+    assert answer.stdout.startswith("2.542000"), answer.stderr
+    shown = called("show", answer.stdout.split("/runs/")[1].split("/")[0], "--json", cwd=root)
+    assert json.loads(shown.stdout)["config"] == {"train_file": "data/train.json", "lr": 1.0}
+
+
+def test_a_file_with_settings_is_named_where_search_has_nothing_to_turn(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    root = new_repository(tmp_path / "r", LIGHTNING)
+    _, report, _ = ran(root, "--no-run")
+    assert "configs/fit.yaml has its settings" in report["missing"][-1]["what"]
+
+
 def test_a_search_goes_on_with_what_init_wrote(
     tmp_path: Path, own_locks: Path, new_repository: NewRepository
 ) -> None:

@@ -115,6 +115,47 @@ def test_what_is_no_plain_constant_is_refused(code: str, said: str) -> None:
     assert said in caught.value.problem
 
 
+ARGUMENTS = """def main():  # é
+    parser.add_argument("-b", "--batch-size", type=int, default = 8, help="default = 8")
+    group.add_argument("--lr", default=(3e-4)); parser.add_argument("--data", default=HERE)
+    parser.add_argument("--Width", default=WIDTH)
+WIDTH, LR = 3, 1
+DEPTH = args.depth
+p.add_argument('--depth', default=2**2)
+p.add_argument('--twice', default=1); q.add_argument('--twice', default=1)
+p.add_argument('--later', default=1); p.set_defaults(later=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "before", "after"),
+    [
+        ({"batch_size": 16}, "default = 8, help", "default = 16, help"),
+        ({"depth": 5}, "default=2**2", "default=5"),
+        ({"DEPTH": 5}, "default=2**2", "default=5"),  # the constant only copies the argument
+    ],
+)
+def test_the_default_of_an_argument_is_a_constant(
+    overrides: dict[str, Any], before: str, after: str
+) -> None:
+    assert set_constants(ARGUMENTS.encode(), overrides).decode() == ARGUMENTS.replace(before, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("twice", "bound more than once: line 8 (an argument), line 8 (an argument)"),
+        ("later", "bound more than once: line 9 (an argument), line 9 (an argument)"),
+        ("data", "there is no constant 'data'"),
+        ("lr", "lr is not set by a plain assignment"),
+    ],
+)
+def test_a_default_that_is_not_the_only_one_or_is_computed_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ChangeError) as caught:
+        set_constants(ARGUMENTS.encode(), {name: 9})
+    assert said in caught.value.problem
+
+
 def test_a_name_is_met_in_its_own_case_before_another() -> None:
     assert set_constants(b"x = 1\nX = 2\n", {"X": 3}) == b"x = 1\nX = 3\n"
     assert set_constants(b"x = 1\nX = 2\n", {"x": 3}) == b"x = 3\nX = 2\n"
