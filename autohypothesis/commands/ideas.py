@@ -300,7 +300,9 @@ def briefing(
     from autohypothesis.schema import Brief
 
     if count is not None:
-        _print_question(open_project(repo, tag=tag), count)
+        from autohypothesis.engine.project import Project
+
+        _print_question(Project.of_search(repo, tag=tag), count)
         return
     layout = layout_of(repo)
     try:
@@ -325,9 +327,10 @@ def briefing(
 
 def _brief_now(repo: Path, tag: str | None) -> dict[str, Any]:
     """Return the brief of a search as the observer would write it now."""
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.observer.introduction import brief_now
 
-    project = open_project(repo, tag=tag)
+    project = Project.of_search(repo, tag=tag)
     return brief_now(project, _queue(project.layout, project.tag)).model_dump(mode="json")
 
 

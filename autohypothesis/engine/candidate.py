@@ -422,18 +422,20 @@ def working_tree(repository: Repository, task: Task, reference: str, checkout: P
 def _refuse_stale_checkout(
     repository: Repository, reference: str, checkout: Path, files: Mapping[str, bytes]
 ) -> None:
-    """Refuse a checkout that is older than the reference and does not hold what was kept since."""
+    """Refuse a checkout that does not hold what was kept since its line left the reference's."""
     head = Repository(checkout).head()
-    if head == reference or not repository.is_ancestor(head, reference):
+    shared = repository.merge_base(head, reference)
+    if shared is None or shared == reference:
         return
-    for path, content in files.items():
-        before = _lines(repository.show_file(head, path))
-        kept = _lines(repository.show_file(reference, path))
-        if _undoes_keep(before, kept, _lines(content)):
+    old, new = repository.entries(shared), repository.entries(reference)
+    move = "`python orchestrator.py adopt`" if shared == head else f"`git rebase {reference[:12]}`"
+    for path in files.keys() & old.keys() & new.keys():
+        before, kept = (_lines(repository.show_file(at, path)) for at in (shared, reference))
+        if _undoes_keep(before, kept, _lines(files[path])):
             raise ChangeError(
                 f"{path} in this checkout ({head[:7]}) lacks what was kept since, up to"
                 f" {reference[:7]}",
-                hint="git stash, then `python orchestrator.py adopt`, then git stash pop",
+                hint=f"git stash, then {move}, then git stash pop",
             )
 
 

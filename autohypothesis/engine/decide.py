@@ -292,6 +292,8 @@ class _Settling:
         else:
             evidence = gather(others, case, reference, self.limits)
             verdict = _verdict_by_hand(experiment_id, evidence, by_hand)
+            if before is not None and before.pairs:
+                verdict = verdict._replace(improvement=before.improvement, pairs=before.pairs)
         if not isinstance(verdict, Verdict):
             runs = tuple(_missing_runs(others, case, verdict.missing))
             key = case.metadata.runtime.platform_key

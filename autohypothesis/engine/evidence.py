@@ -169,7 +169,7 @@ def gather(
     added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
     return Evidence(
         value=None if failed else result.metric_value,
-        reference_value=_compared_with(past, case, reference),
+        reference_value=_base_value(past, case),
         direction=result.direction,
         min_delta=task.objective.min_delta,
         metric=result.metric_name,
@@ -185,7 +185,7 @@ def gather(
         and not (result.attested or metadata.runtime.is_unconfined),
         by_hand=key.startswith(BY_HAND),
         seed=seed,
-        other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
+        other_seeds=bool(past.runs_of(base, key)),
         last_improvement=past.anchor(key, seed),
         keep=task.policy.keep,
         may_retry=_may_retry(past, metadata.run.hypothesis_id, result),
@@ -253,20 +253,17 @@ def _stricter(
     return merged
 
 
-def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float | None:
-    """Return the value of the run's own base at its seed, else the reference's at its seed.
+def _base_value(past: DecisionHistory, case: Case) -> float | None:
+    """Return the value of the run's own base at its seed, and of no later reference.
 
     A replicate is compared with the first run of its commit, at any seed.
     """
     key, seed = case.metadata.runtime.platform_key, case.metadata.run.seed
-    for commit in (case.base, reference):
-        value = past.value_of(commit, key, seed)
-        if value is not None:
-            return value
-        runs = past.runs_of(commit, key)
-        if case.result.parent_commit is None and runs:
-            return runs[0].metric_value
-    return None
+    value = past.value_of(case.base, key, seed)
+    if value is None and case.result.parent_commit is None:
+        first = next(iter(past.runs_of(case.base, key)), None)
+        value = first.metric_value if first else None
+    return value
 
 
 # ── contaminated runs ────────────────────────────────────────────────────────────────────────

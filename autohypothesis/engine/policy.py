@@ -58,14 +58,14 @@ class Evidence:
 
     Attributes:
         value: the official score; None when the experiment has none.
-        reference_value: the reference's score on the same platform, at the same seed.
+        reference_value: the score of its base on the same platform, at the same seed.
         constraints: limits on `metrics`, the other numbers of the run.
         lines_changed: added minus removed; None when unknown.
         base_is_reference: whether the change was made to what is the reference now.
         unattested: whether an evaluator could have vouched for the score, and did not.
         by_hand: whether a person made the run: only such runs are compared with it.
         seed: of the run; scores compare at one seed only.
-        other_seeds: whether the reference has a value on this platform, at whatever seed.
+        other_seeds: whether its base has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
             of simplifications is measured against; None: the reference is that keep.
         may_retry: whether a failure that says nothing about the change sends it back to the queue.
@@ -169,7 +169,11 @@ def verdict_of(evidence: Evidence) -> Verdict | NeedsConfirmation:
     if evidence.is_replicate:
         return _replicate(evidence, value, notes)
     if evidence.improvement is None:
-        raise _nothing_to_compare_with(evidence)
+        if evidence.base_is_reference:
+            raise _nothing_to_compare_with(evidence)
+        why = f"{STALE}, and its base has no {evidence.metric} at seed {evidence.seed}"
+        words = f"{evidence.metric} {value_words(value)}"
+        return Verdict("discard", "stale_base", "; ".join([why, words, *notes]), requeue=True)
     return _compared(evidence, value, evidence.improvement, notes)
 
 

@@ -73,7 +73,11 @@ class Project:
         chosen = (
             load_task(task, repository.tracked_files(), root=repository.root)
             if task is not None
-            else default_task(repository, _script_folders(repository, layout, path, active))
+            else default_task(
+                repository,
+                _script_folders(repository, layout, path, active),
+                of_search=_task_file(layout, active),
+            )
         )
         if chosen.network is None and hub_url(layout):
             # What others wrote is run here, and after a keep is in whatever is run.
@@ -84,16 +88,14 @@ class Project:
         return cls(repository, layout, fitting, active, fitting is not chosen)
 
     @classmethod
-    def of_search(cls, path: Path) -> Project:
-        """Return it with the task of the active search, wherever its file is.
+    def of_search(cls, path: Path, *, tag: str | None = None) -> Project:
+        """Return it with the task of a search, wherever its file is; default: the active search.
 
         Raises:
             GitError, TaskError: as `open`.
         """
         layout = Layout(Repository.find(path).root)
-        manifest = load_or_none(Manifest, layout.manifest)
-        file = layout.root / manifest.task_file if manifest and manifest.task_file else None
-        return cls.open(path, task=file if file and file.is_file() else None)
+        return cls.open(path, task=_task_file(layout, tag or active_tag(layout)), tag=tag)
 
     def with_tag(
         self,
@@ -226,6 +228,12 @@ def _settings(layout: Layout) -> dict[str, SearchSettings]:
     if manifest is None:
         return {}
     return {**manifest.earlier, manifest.tag: _settings_of(manifest)}
+
+
+def _task_file(layout: Layout, tag: str | None) -> Path | None:
+    """Return the task file that a search was begun with; None where it had none, or is gone."""
+    source = _settings(layout).get(tag or "", SearchSettings()).task_file
+    return layout.root / source if source and (layout.root / source).is_file() else None
 
 
 def _script_folders(

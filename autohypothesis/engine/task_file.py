@@ -119,11 +119,14 @@ def _only_from_the_top(
     return not below and bool(matching(files, patterns))
 
 
-def default_task(repository: Repository, folders: Iterable[str] = ()) -> Task:
+def default_task(
+    repository: Repository, folders: Iterable[str] = (), of_search: Path | None = None
+) -> Task:
     """Return the task of a repository: its task.yaml, the shipped one, or the one without a file.
 
     Args:
         folders: where a train.py may lie when the top folder has neither, the first one first.
+        of_search: the file of the search that is begun, for a repository with none of these.
 
     Raises:
         TaskError: its task file is wrong, or it has neither a task file nor a train.py.
@@ -138,6 +141,8 @@ def default_task(repository: Repository, folders: Iterable[str] = ()) -> Task:
         script = (PurePosixPath(folder) / SCRIPT).as_posix()
         if script in files or (repository.root / script).is_file():
             return foreign_task(folder)
+    if of_search is not None:
+        return load_task(of_search, files, root=repository.root)
     hint = "make one: `python orchestrator.py init`; or name another repository: --repo PATH"
     if deeper := [file for file in files if file.endswith(f"/{SCRIPT}")]:
         named = shlex.quote(str((repository.root / deeper[0]).parent))
@@ -340,7 +345,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[TaskProb
 def _words(fault: ErrorDetails, model: type[BaseModel]) -> str:
     value, context = fault["input"], fault.get("ctx", {})
     if fault["type"] == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(fault['loc'][-1]), _known_keys(model))}"
+        *section, key = fault["loc"]
+        return f"unknown key{did_you_mean(str(key), _known_keys(model, section))}"
     if fault["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", context.get("expected", ""))
         return f"{value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}"
@@ -368,7 +374,12 @@ _KINDS = {
 """How a type of pydantic's faults begins -> the word for what belongs there."""
 
 
-def _known_keys(model: type[BaseModel]) -> list[str]:
+def _known_keys(model: type[BaseModel], section: Iterable[str | int]) -> list[str]:
+    """Return the keys that may stand in the section at that location."""
     schema = model.model_json_schema()
-    sections = (schema, *schema.get("$defs", {}).values())
-    return sorted({key for section in sections for key in section.get("properties", {})})
+    found = schema
+    for part in section:
+        inner = found.get("properties", {}).get(part) or found.get("additionalProperties")
+        reference = re.search(r"#/\$defs/(\w+)", str(inner))
+        found = schema["$defs"][reference[1]] if reference else {}
+    return sorted(found.get("properties", {}))

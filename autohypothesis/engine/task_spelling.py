@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 Location = tuple[str | int, ...]
 
+_LIMIT = {"timeout": "deadline_seconds", "timeout_seconds": "deadline_seconds"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
-    "runner": {"timeout": "deadline_seconds", "timeout_seconds": "deadline_seconds"},
+    "run": _LIMIT,
+    "runner": _LIMIT,
     "mutator": {"timeout": "timeout_seconds"},
     "scorer": {"timeout": "timeout_seconds"},
 }

@@ -209,15 +209,18 @@ def uncollected(layout: Layout) -> Iterator[str]:
 
 
 def is_of_no_search(run: RunPaths) -> bool:
-    """Return whether another tool made it: it has a valid metadata.json without a tag.
+    """Return whether another tool made it: its metadata.json has no tag.
 
     It is asked of the text first, since a tree that was taken over may have ten thousand such runs.
+    Where it is damaged, which the fold names, what the engine did not begin is of no search.
     """
     try:
         content = read_with_status(run.metadata)[0]
         return b'"tag"' not in content and bool(canonical(Metadata, content))
-    except (FileNotFoundError, RecordError, ValueError):
+    except FileNotFoundError:
         return False
+    except (RecordError, ValueError):
+        return not run.run_spec.exists()
 
 
 def is_to_be_collected(run: RunPaths) -> bool:

@@ -216,6 +216,10 @@ class Repository:
     def is_ancestor(self, older: str, newer: str) -> bool:
         return self._run("merge-base --is-ancestor", older, newer, accept=(0, 1)).status == 0
 
+    def merge_base(self, one: str, other: str) -> str | None:
+        """Return the newest commit that both are built on; None where there is none."""
+        return self._run("merge-base", one, other, accept=(0, 1)).text.strip() or None
+
     def count_apart(self, one: str, other: str) -> tuple[int, int]:
         """Return how many commits only `one` has, and how many only `other` has."""
         own, others = self._run("rev-list --left-right --count", f"{one}...{other}").text.split()

@@ -125,10 +125,12 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
 
 
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    compared, base = comparison_of(row), number(row.get("reference_value"), 6)
-    delta = f"{compared.cell} against its base's {base}" if compared else ""
+    compared, base, delta = comparison_of(row), row.get("reference_value"), ""
     if compared and compared.pairs:
         delta = f"{compared.cell} against its base, the mean of {compared.pairs} further pairs"
+    elif compared:
+        against = "the best before it" if base is None else f"its base's {number(base, 6)}"
+        delta = f"{compared.cell} against {against}"
     attested = "attested" if row.get("attested") else "not attested"
     lines = [
         (row["metric_name"], f"{number(row.get('metric_value'), 6)} ({attested})"),

@@ -289,7 +289,7 @@ def digest_page(page: Digest) -> RenderableType:
         parts.append(titled("kept, in the order of the decisions", _kept(page)))
     if page.near_misses:
         parts.append(near_misses_text(page.near_misses))
-    for title, failures in (("crash", page.crashes), ("lost, and queued again", page.lost)):
+    for title, failures in (("crash", page.crashes), ("lost, no fault of the change", page.lost)):
         names: tuple[str, ...] = ("kind", "times", "for example", "")
         rows = [
             (Text(plain_line(each.kind), "red"), f"{each.count:,}", each.example, each.detail)

@@ -295,3 +295,20 @@ def test_a_new_fleet_has_a_brief_before_its_observer_writes_one(cli: Any, foreig
     assert cli("init-fleet", "--tag", "two", "--cpu-workers", "1").returncode == 0
     assert json.loads(cli("briefing", "--tag", "one", "--json").stdout)["objective"]
     refused(cli("briefing", "--tag", "three"), "there is no search 'three'", "runs --all")
+
+
+def test_a_search_has_its_own_task_wherever_the_file_of_that_lies(
+    cli: Any, foreign: Path, git: Any
+) -> None:
+    (foreign / "deep").mkdir()
+    git(foreign, "mv", "train.py", "deep/train.py")
+    task = "id: t\nartifacts: [train.py]\nrun: {command: [python, deep/train.py]}\n"
+    (foreign / "deep" / "task.yaml").write_text(task)
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-qm", "a task in a folder")
+    begun = cli("run-experiment", "--decide", "--tag", "one", "--task", "deep/task.yaml")
+    assert begun.returncode == 0, begun.stderr
+    assert cli("run-experiment", "--decide", "--set", "RATE=0.2").returncode == 0
+    (foreign / "train.py").write_text("OTHER = 1\n")
+    asked = json.loads(cli("briefing", "--question", "1").stdout)
+    assert (asked["reference"]["RATE"], asked["trials_in_all"]) == (0.2, 2)

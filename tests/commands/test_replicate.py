@@ -118,8 +118,13 @@ def test_a_near_miss_is_named_and_one_command_runs_it_at_more_seeds(
     more = cli("run-experiment", "--replicate", near["id"], "--seeds", "1")
     assert len(more.stdout.splitlines()) == 2 and "3 further pairs" in more.stderr
     assert "better, 3 times" in cli("digest").stdout
-    shown = cli("show", near["id"]).stdout
-    assert "-0.0120/0.02 against its base, the mean of 3 further pairs" in shown
+    brief = json.loads(cli("briefing", "--json").stdout)
+    assert brief["findings"][0]["confidence"] == "4 runs"
+    for status in ("keep", "discard"):  # by hand it is decided, not measured
+        shown = cli("show", near["id"]).stdout
+        assert "-0.0120/0.02 against its base, the mean of 3 further pairs" in shown
+        assert cli("decide", near["id"], status).returncode == 0
+    assert "the mean of 3 further pairs" in cli("show", near["id"]).stdout
 
 
 def test_a_reference_that_was_moved_and_measured_anew_is_no_gain_and_has_near_misses(

@@ -289,6 +289,21 @@ def test_a_checkout_that_lacks_what_was_kept_is_not_run_as_if_it_undid_it(
     assert "-RATE" not in diff
 
 
+def test_commits_of_ones_own_do_not_hide_that_a_checkout_lacks_what_was_kept(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    assert cli("run-experiment", "--settle").returncode == 0
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.2").returncode == 0
+    edit(foreign, "SLEEP = 0.0", "SLEEP = 0.01")
+    git(foreign, "commit", "-qam", "my own")
+    answer = cli("run-experiment")
+    assert answer.returncode == 1 and "lacks what was kept since" in answer.stderr
+    kept = rows(cli)[-1]["commit"][:12]
+    assert f"git stash, then `git rebase {kept}`" in answer.stderr
+    edit(foreign, "RATE = 0.1", "RATE = 0.2")
+    assert cli("run-experiment").returncode == 0
+
+
 def test_a_log_that_cannot_be_copied_is_said_before_the_training(cli: Cli, foreign: Path) -> None:
     answer = cli("run-experiment", "--log", "/no/such/folder/run.log")
     assert answer.returncode == 1

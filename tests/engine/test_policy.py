@@ -78,6 +78,7 @@ EXACT = {"min_delta": 0.0, "reference_value": 1.5, "lines_changed": -1}
         ({"base_is_reference": False}, "discard", "stale_base"),
         ({"base_is_reference": False, "value": 1.55, "lines_changed": -5}, "discard", "stale_base"),
         ({"base_is_reference": False, "value": 1.6}, "discard", "worse"),
+        ({"base_is_reference": False, "reference_value": None}, "discard", "stale_base"),
         ({"unattested": True}, "discard", "unattested"),
         ({"unattested": True, "base_is_reference": False}, "discard", "unattested"),
         ({"unattested": True, "lines_changed": -5}, "discard", "unattested"),

@@ -141,6 +141,18 @@ def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: st
     assert (same_seed.reason, same_seed.reference_value) == ("improved", 1.5)
 
 
+def test_a_change_is_never_compared_with_a_reference_that_came_after_its_base(
+    search: Search, start: str
+) -> None:
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.45, seed=7)
+    kept = search.change(start, "B = 1\n")
+    search.decided("h-2", kept, start, 1.3)
+    search.decided("baseline-t-2", kept, None, 1.3, seed=7)
+    decision = search.settled("h-1")
+    assert (decision.reason, decision.requeue, decision.improvement) == ("stale_base", True, None)
+    assert "its base has no val_bpb at seed 7" in decision.detail
+
+
 # ── whose task, whose word ──────────────────────────────────────────────────────────────────
 
 

@@ -284,6 +284,19 @@ def test_a_published_task_file_means_the_same_as_ours(load: Load) -> None:
     assert published.is_protected("prompts/b.md")
 
 
+def test_a_limit_of_a_run_has_its_published_name_in_our_section_too(load: Load) -> None:
+    ours = load(f"{GOOD}run: {{command: a, deadline_seconds: 60}}\n")
+    assert load(f"{GOOD}run: {{command: a, timeout: 60}}\n") == ours
+
+
+def test_a_key_of_another_section_is_not_suggested(load: Load) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        load(f"{GOOD}policy: {{evaluater: x}}\nscorer: {{timeout_second: 1}}\n")
+    assert [one.partition("unknown key")[2] for one in caught.value.lines] == [
+        "", " (did you mean 'timeout_seconds'?)",
+    ]  # fmt: skip
+
+
 def test_a_published_key_without_effect_is_named_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     path.write_text(PUBLISHED.replace("[]", "[keep it short]"), encoding="utf-8")
@@ -313,6 +326,8 @@ def test_published_patterns_are_read_from_the_top_when_the_task_folder_has_none(
     [
         ("run: {command: a}\nrunner: {command: b}", 4, "another name of `run.command`"),
         ("runner: {timeout: 1, timeout_seconds: 2}", 3, "another name of `run.deadline_seconds`"),
+        ("run: {timeout: 1, deadline_seconds: 2}", 3, "another name of `run.deadline_seconds`"),
+        ("run: {timeout: 1}\nrunner: {timeout: 2}", 4, "another name of `run.deadline_seconds`"),
         ("mutator:\n  timeout: 3\n  timeout_seconds: 2", 4, "of `mutator.timeout_seconds`"),
         ("runner:\n  timeout: -1", 4, "runner.timeout: input should be greater than 0"),
         ("runner: {timeout: 10m}", 3, "runner.timeout: should be a number, not '10m'"),

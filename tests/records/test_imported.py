@@ -272,6 +272,7 @@ def test_commands_show_them_and_no_command_moves_a_reference_by_them(
     table = cli("runs").stdout
     assert table.count("keep (imported)") == 4 and name_of(23) in table
     assert "0.997979" in cli("show-results").stdout
+    assert " against the best before it" in cli("show", name_of(23)).stdout
     ours = cli("run-experiment", "--tag", "t", "--baseline", "--settle")
     assert ours.returncode == 0, ours.stderr
     refused = cli("decide", name_of(0), "discard", "--tag", "t")
@@ -299,6 +300,7 @@ def test_what_the_other_tool_left_undecided_hides_nothing_and_every_page_counts_
 def test_no_loop_looks_at_them_as_runs_that_wait_for_a_decision(tree: Any) -> None:
     tree.bundle("h-t-0001-1", 1.5, tag="t")
     tree.plan("h-t-0002-1", tag="t")
+    tree.layout.run(name_of(3)).metadata.write_text("[]")
     history = LiveHistory(tree.layout, "t")
     assert history.refresh()
     assert history.undecided == {"h-t-0001-1", "h-t-0002-1"}

@@ -298,12 +298,14 @@ def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[F
         if before and row.get("code_hash") not in ("", None, before):
             change = edit_words(str(row.get("diff_stat") or ""))
         name = str(row["id"])
-        confirmation = str(row.get("confirmation") or "none")
+        confirmation, runs = str(row.get("confirmation") or "none"), len(seeds.get(name, {}))
+        if confirmation == "none":
+            confirmation = f"{runs} runs" if runs > 1 else "one run"
         yield Finding(
             finding_id=f"f-{name}"[:63],
             title=cut(str(row.get("description") or name), TITLE),
             evidence=cut(_evidence(row, seeds.get(name, {})), RATIONALE),
-            confidence="one run" if confirmation == "none" else confirmation,
+            confidence=confirmation,
             mechanism=cut(str(row.get("rationale") or ""), RATIONALE),
             implication=cut(f"{_implication(row)}: {change}".rstrip(": "), RATIONALE),
         )
