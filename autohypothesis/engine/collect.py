@@ -24,7 +24,7 @@ from typing import Any
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
-from autohypothesis.engine.experiment import RunSpec, metadata_of
+from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import TAIL_BYTES, Score, scorer_for
@@ -40,7 +40,7 @@ from autohypothesis.errors import (
     LaunchError,
     RecordError,
 )
-from autohypothesis.records import bundles, ids, locks
+from autohypothesis.records import ids, locks
 from autohypothesis.records.bundles import uncollected
 from autohypothesis.records.comparison import fixed
 from autohypothesis.records.files import (
@@ -91,9 +91,6 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         processes.remove_stale_cgroups()
         anomalies = _move_out_files(run)
         result = judge(repository, spec, run, local, killed, anomalies)
-        if not run.metadata.exists():
-            # Its starter was killed early: without a name it could not be decided.
-            bundles.write_metadata(run, metadata_of(spec))
         content = to_json(result, indent=2) + "\n"
         write_atomic(
             run.local, to_json({**local, RESULT_HASH: _hash(content.encode())}), durable=False

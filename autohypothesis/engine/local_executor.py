@@ -228,7 +228,11 @@ class LocalExecutor(Executor):
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
     def _write_bundle(self, setup: RunSetup, before: CheckoutBaseline, hashed: str) -> None:
-        """Write all that is known about a run before it; a kill from here on loses nothing."""
+        """Write all that is known about a run before it.
+
+        Its spec comes last: a kill before leaves nothing that could be judged, and the plan is
+        taken back; one after it loses nothing.
+        """
         spec, run = setup.spec, setup.run
         run.folder.mkdir(parents=True)
         run.out.mkdir()
@@ -248,7 +252,6 @@ class LocalExecutor(Executor):
             "starter": {"pid": os.getpid(), "start": system.process_start(os.getpid())},
         }
         write_atomic(run.local, to_json(local), durable=False)
-        write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
         write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
         bundles.write_config(run, spec.config)
         metadata = self._metadata(setup, hashed, version_of("torch", before.distributions))
@@ -256,6 +259,7 @@ class LocalExecutor(Executor):
         if setup.home != "kept":
             key = metadata.runtime.platform_key
             start_compile_cache(run.home, compile_cache_folder(self.repository.common_dir, key))
+        write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
 
     def _metadata(self, setup: RunSetup, hashed: str, torch: str) -> Metadata:
         spec, inputs, budget = setup.spec, setup.inputs, setup.inputs.budget(setup.spec.task)

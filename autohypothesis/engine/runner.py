@@ -8,6 +8,7 @@ well, from the log that it left.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +59,10 @@ from autohypothesis.records.files import (
     write_atomic,
 )
 from autohypothesis.records.git import experiment_ref
+from autohypothesis.records.history import DecisionHistory
+from autohypothesis.records.layout import ID
 from autohypothesis.records.outputs import BY_HAND_WORKER, worktree_obstacle
-from autohypothesis.schema import Decision, Metadata, Metrics, Result
+from autohypothesis.schema import Decision, Metadata, Metrics, Plan, Result
 from autohypothesis.system import host_name
 
 POLL_S = 0.2
@@ -71,6 +74,8 @@ CONFIRM_POLL_S = 1.0
 MAX_RUNS_WITHOUT_PROGRESS = 6
 """Runs in a row that may tell nothing about a win before the user is asked to look."""
 LOG_LIMIT = 256 << 20
+_SOLO = re.compile(r"solo-\d+")
+"""Names that `free_worker` gives."""
 
 
 class ProgressListener:
@@ -111,6 +116,7 @@ def run(
     watch = watch or ProgressListener()
     executor = LocalExecutor(project.repository, project.layout)
     collect_ended(project.repository, project.layout)
+    forget_unbegun(project)
     with free_worker(project) as worker:
         try:
             watch.preparing(experiment.title)
@@ -163,6 +169,25 @@ def forget(project: Project, experiment_id: str) -> None:
     """Take back the plan of an experiment that was never begun; its id stays taken."""
     shutil.rmtree(project.layout.run(experiment_id).folder, ignore_errors=True)
     ids.forget_plan(project.layout, experiment_id)
+
+
+def forget_unbegun(project: Project) -> None:
+    """Take back what was planned and never begun, where the process that planned it has gone.
+
+    A worker of a fleet takes back its own.
+    """
+    layout = project.layout
+    names = sorted(filter(ID.fullmatch, set(ids.names_in(layout.plans))))
+    unbegun = [name for name in names if not bundles.is_begun(layout.run(name))]
+    past = DecisionHistory.of_tag(layout, project.tag) if unbegun else DecisionHistory()
+    for name in unbegun:
+        plan = load_or_none(Plan, layout.plan(name))
+        if plan is None or plan.tag != project.tag or not _SOLO.fullmatch(plan.worker_id):
+            continue
+        is_gone = not locks.held(layout, f"worktree-{plan.worker_id}")
+        # Looked at once more: it may have begun before its process went.
+        if is_gone and past.of(name) is None and not bundles.is_begun(layout.run(name)):
+            forget(project, name)
 
 
 def follow(

@@ -35,7 +35,6 @@ from autohypothesis.errors import (
     GitError,
     RecordError,
     SettleError,
-    UsageError,
 )
 from autohypothesis.fleet.live.steering import SteeringFiles, steering_limits
 from autohypothesis.fleet.observer.scheduling import StopCriteria
@@ -53,7 +52,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.records.outcomes import shown_as
 from autohypothesis.records.outputs import refuse_foreign_lines
-from autohypothesis.schema import Decision, Metadata, Plan, finite
+from autohypothesis.schema import Decision, Metadata, finite
 
 MAX_LOST_ROUNDS = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
@@ -577,18 +576,12 @@ class TaskLoop:
 
     def _take_over(self) -> None:
         """Wait for what still runs, collect it, and forget what was never begun."""
-        layout, tag = self.project.layout, self.project.tag
+        layout = self.project.layout
         for name in uncollected(layout):
             if self.executor.poll(name) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
                 runner.follow(self.project, self.executor, name, self.watch)
         self.watch.ended()
         collect_ended(self.project.repository, layout)
+        runner.forget_unbegun(self.project)
         self.history.refresh()
-        for name in list(self.history.undecided):
-            with suppress(UsageError):
-                plan = load_or_none(Plan, layout.plan(name))
-                if plan is None or plan.tag != tag or layout.run(name).folder.is_dir():
-                    continue
-                if not locks.held(layout, f"worktree-{plan.worker_id}"):
-                    runner.forget(self.project, name)

@@ -208,6 +208,14 @@ def uncollected(layout: Layout) -> Iterator[str]:
             yield name
 
 
+def is_begun(run: RunPaths) -> bool:
+    """Return whether an experiment was submitted or refused on record.
+
+    Before that a kill leaves a plan, and a folder in which nothing can be judged.
+    """
+    return run.run_spec.exists() or run.result.exists()
+
+
 def is_of_no_search(run: RunPaths) -> bool:
     """Return whether another tool made it: its metadata.json has no tag.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, now
 from tests.artifact.conftest import MUTATE, SCORE, Letters
-from tests.conftest import ROOT, Answer, NewRepository, called, run_git, wait_until
+from tests.conftest import ROOT, Answer, NewRepository, called, forked, run_git, wait_until
 
 FIELDS = {
     "task_id", "status", "reason", "candidate_score", "diff_summary", "iteration_id",
@@ -463,6 +465,22 @@ def test_a_second_loop_is_refused_by_name_and_ctrl_c_leaves_nothing_behind(
     assert list((letters.root / "research" / "plans").glob("h-*")) == []
 
 
+def assert_all_decided_once(letters: Letters) -> None:
+    ids = [line["iteration_id"] for line in letters.kept_lines()]
+    assert len(ids) == len(set(ids))
+    lines = (letters.root / "research" / "decisions.jsonl").read_text().splitlines()
+    decisions = [json.loads(line) for line in lines]
+    decided = [decision["experiment_id"] for decision in decisions]
+    assert len(decided) == len(set(decided))
+    assert set(ids) == {one["experiment_id"] for one in decisions if one["base_commit"]}
+    assert set(os.listdir(letters.root / "research" / "runs")) <= set(decided)
+    plans = (letters.root / "research" / "plans").glob("[!.]*")
+    assert {path.stem for path in plans} <= set(decided)
+    reference = run_git(letters.root, "rev-parse", "autoresearch/letters")
+    assert reference == run_git(letters.root, "rev-parse", "HEAD")
+    assert run_git(letters.root, "status", "--porcelain") == ""
+
+
 @pytest.mark.parametrize(
     "trial", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 12))]
 )
@@ -476,14 +494,61 @@ def test_a_killed_loop_loses_nothing_and_doubles_nothing(letters: Letters, trial
         process.communicate()
     ran = letters.run("--iterations", "1")
     assert ran.code == 0, ran.said
-    ids = [line["iteration_id"] for line in letters.kept_lines()]
-    assert len(ids) == len(set(ids))
-    lines = (letters.root / "research" / "decisions.jsonl").read_text().splitlines()
-    decisions = [json.loads(line) for line in lines]
-    decided = [decision["experiment_id"] for decision in decisions]
-    assert len(decided) == len(set(decided))
-    assert set(ids) == {one["experiment_id"] for one in decisions if one["base_commit"]}
-    assert set(os.listdir(letters.root / "research" / "runs")) <= set(decided)
-    reference = run_git(letters.root, "rev-parse", "autoresearch/letters")
-    assert reference == run_git(letters.root, "rev-parse", "HEAD")
-    assert run_git(letters.root, "status", "--porcelain") == ""
+    assert_all_decided_once(letters)
+
+
+def run_until(letters: Letters, is_moment: Callable[[str], bool]) -> None:
+    """One iteration in this process, killed as it would change a file for which it is the moment.
+
+    It is asked about each folder made, and each file put into its place, under research/.
+    """
+
+    def audit(event: str, given: tuple[object, ...]) -> None:
+        if event in ("os.rename", "os.mkdir"):
+            path = str(given[event == "os.rename"])
+            if "/research/" in path and is_moment(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    letters.once()
+
+
+def was_killed(letters: Letters, is_moment: Callable[[str], bool]) -> bool:
+    process = forked(run_until, letters, is_moment)
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize(
+    ("refused", "names"),
+    [(False, ["/out", "local.json", "run-spec.json"]), (True, ["metadata.json", "result.json"])],
+)
+def test_a_loop_killed_while_it_writes_a_bundle_takes_it_back(
+    letters: Letters, refused: bool, names: list[str]
+) -> None:
+    """The folder is there, and nothing in it that could be judged."""
+    if refused:
+        letters.write(mutate="raise SystemExit('no idea')\n")
+    assert letters.once().code == 0
+    runs = letters.root / "research" / "runs"
+    before = set(os.listdir(runs))
+    for name in names:
+        assert was_killed(letters, lambda path: "/runs/h-" in path and path.endswith(name))  # noqa: B023
+    assert len(set(os.listdir(runs)) - before) == 1, "each took the one before back"
+    assert letters.once().code == 0
+    assert_all_decided_once(letters)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_loop_killed_before_any_change_of_its_records_loses_and_doubles_nothing(
+    letters: Letters,
+) -> None:
+    for moment in range(1, 1000):
+        changes = itertools.count(1)
+        if not was_killed(letters, lambda path: next(changes) == moment):  # noqa: B023
+            break
+    assert moment > 30
+    assert letters.once().code == 0
+    assert_all_decided_once(letters)

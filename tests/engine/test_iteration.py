@@ -17,9 +17,7 @@ import pytest
 from rich.console import Console
 
 from autohypothesis.commands.progress import FleetLines
-from autohypothesis.engine import devices, local_executor, runner, shim
-from autohypothesis.engine.collect import collect_ended
-from autohypothesis.engine.decide import settle
+from autohypothesis.engine import devices, runner, shim
 from autohypothesis.engine.experiment import Change, Experiment, Outcome
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
@@ -27,9 +25,10 @@ from autohypothesis.engine.reference import reference_ref
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.overview.overview import overview
+from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
-from tests.conftest import run_git
+from tests.conftest import forked, run_git
 
 
 def plans(project: Project) -> list[str]:
@@ -224,19 +223,22 @@ def test_a_repeat_of_nothing_is_refused_by_name(project: Project) -> None:
     assert plans(project) == []
 
 
-def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_decided(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(local_executor.bundles, "write_metadata", killed)
-    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
-        patches.setattr(runner, "follow", lambda *_: None)
-        patches.setattr("autohypothesis.engine.local_executor.LocalExecutor.collect", killed)
-        runner.run(project, Experiment(Change()))
-    monkeypatch.undo()
-    collect_ended(project.repository, project.layout)
-    settlement = settle(project, decided_by="test")
-    (decision,) = settlement.decisions
-    assert (decision.reason, decision.requeue, settlement.undecided) == ("infra", True, {})
+
+@pytest.mark.parametrize("write", ["runner.prepare", "local_executor.bundles.write_metadata"])
+def test_what_a_killed_starter_had_not_begun_is_taken_back_by_the_next(
+    project: Project, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    with monkeypatch.context() as patches:
+        patches.setattr(f"autohypothesis.engine.{write}", die)
+        killed = forked(runner.run, project, Experiment(Change()))
+        killed.join(60)
+        assert killed.exitcode == -signal.SIGKILL and plans(project)
+        with locks.hold(project.layout, "worktree-solo-0", doing="what a living one prepares"):
+            runner.forget_unbegun(project)
+        assert plans(project)
+    made = runner.run(project, Experiment(Change(overrides={"RATE": 0.2})))
+    assert [path.name for path in project.layout.runs.iterdir()] == [made.experiment_id]
+    assert plans(project) == [f"{made.experiment_id}.json", f"{made.experiment_id}.md"]

@@ -18,7 +18,7 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.states import Queue, newest_attempt
-from autohypothesis.records.bundles import is_to_be_collected, uncollected
+from autohypothesis.records.bundles import is_begun, is_to_be_collected, uncollected
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout
@@ -54,8 +54,7 @@ def experiment_of(layout: Layout, claimed: Hypothesis) -> str | None:
     newest = newest_experiment(layout, claimed.hypothesis_id)
     if newest is None or int(newest.rpartition("-")[2]) > claimed.tried:
         return newest
-    run = layout.run(newest)
-    return None if run.run_spec.exists() or run.result.exists() else newest
+    return None if is_begun(layout.run(newest)) else newest
 
 
 def examine_claim(
