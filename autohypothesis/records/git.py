@@ -467,7 +467,12 @@ class Repository:
                 f"{self.here} has changes that are not committed",
                 hint="run `git stash` or `git commit -a` there, then again",
             )
-        if not self.is_ancestor(self.head(), commit):
+        if (head := self.head()) != commit and self.is_ancestor(commit, head):
+            raise GitError(
+                f"branch {name} has {commit[:12]} already, and commits on top of it",
+                hint=f"see them: git log {commit[:12]}..; `git revert COMMIT` takes one out again",
+            )
+        if not self.is_ancestor(head, commit):
             raise GitError(
                 f"branch {name} has commits that {commit[:12]} is not built on",
                 hint=f"run `git rebase {commit[:12]}` in {self.here}",

@@ -114,6 +114,8 @@ def test_fast_forward_refuses_what_would_lose_something(repository: Repository, 
     git(repository.root, "commit", "-q", "--allow-empty", "-m", "mine")
     with pytest.raises(GitError, match="is not built on"):
         repository.fast_forward(ahead)
+    with pytest.raises(GitError, match="already, and commits on top"):
+        repository.fast_forward(head)
     git(repository.root, "reset", "-q", "--hard", head)
     (repository.root / "n.txt").write_text("mine")
     with pytest.raises(GitError, match=r"n\.txt|overwritten"):
