@@ -253,12 +253,15 @@ def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -
     assert said.startswith("a b [2J long") and len(said) <= 300 and said.isprintable()
 
 
-def test_a_later_refutation_is_told_once(decided: Project) -> None:
+@pytest.mark.parametrize("why", [{"confirmation": "refuted"}, {"reason": "by_hand"}])
+def test_a_keep_that_is_refuted_or_taken_back_by_hand_is_told_once(
+    decided: Project, why: dict[str, str]
+) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
     HubReporter(decided, queue, Outbox(decided.layout)).turn(rows)
     kept = next(row for row in rows if row["status"] == "keep" and row["parent_commit"])
     later = [
-        {**row, "status": "discard", "confirmation": "refuted"} if row is kept else row
+        {**row, "status": "discard", "confirmation": "none", **why} if row is kept else row
         for row in rows
     ]
     for _ in range(2):

@@ -242,7 +242,7 @@ class HubReporter:
                 return False
             # A kill may have come between two entries of an experiment.
             known = all(self.outbox.knows(kind, row["id"]) for kind in (RESULT, LINE))
-            if _is_refuted(row) or not known:
+            if _is_taken_back(row) or not known:
                 reported += 1
                 try:
                     self._report(row)
@@ -251,7 +251,7 @@ class HubReporter:
                 except AutohypothesisError as error:
                     problem = f"{row['id']} is not told to others: {error.problem}"
                     self.problems = [*self.problems, problem][-AT_ONCE:]
-            self._stands[row["id"]] = not _is_refuted(row)
+            self._stands[row["id"]] = not _is_taken_back(row)
         self._reported = rows
         return True
 
@@ -263,7 +263,7 @@ class HubReporter:
         ):
             return False
         before = self._stands.get(row["id"])
-        return before is None or (before and _is_refuted(row))
+        return before is None or (before and _is_taken_back(row))
 
     def _report(self, row: Mapping[str, Any]) -> None:
         name, layout = row["id"], self.project.layout
@@ -291,8 +291,9 @@ class HubReporter:
         payload["tree"] = tree_of_commit(self.project, row["commit"])
         payload["log_hash"] = _hash_of(layout.run(name))
         kinds = [RESULT, LINE]
-        if _is_refuted(row) and payload["commit"] != row["commit"]:
+        if _is_taken_back(row) and payload["commit"] != row["commit"]:
             kinds += [REFUTED, REFUTED_LINE]
+            payload["confirmation"] = "refuted"
         for kind in kinds:
             self.outbox.put(kind, name, payload)
 
@@ -315,8 +316,10 @@ def description_of(layout: Layout, row: Mapping[str, Any]) -> str:
     return table_text(title or str(row.get("description") or row["id"]))
 
 
-def _is_refuted(row: Mapping[str, Any]) -> bool:
-    return row.get("confirmation") == "refuted"
+def _is_taken_back(row: Mapping[str, Any]) -> bool:
+    """Return whether it was refuted, or decided against by a person, whatever it was before."""
+    by_hand = row.get("reason") == "by_hand" and row.get("status") != "keep"
+    return by_hand or row.get("confirmation") == "refuted"
 
 
 def _hash_of(run: RunPaths) -> str:
