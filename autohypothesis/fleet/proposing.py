@@ -36,6 +36,8 @@ class Trial:
     """Hash of its change; equal for the same edit of another base."""
     code_hash: str = ""
     """Equal for runs that differ in `settings` alone; empty: unknown."""
+    reason: str = ""
+    """Of its decision, in a word: `improved`, `within_noise`, `not_confirmed` and so on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,7 @@ def _trial(trial: Trial, situation: Situation) -> dict[str, object]:
         },
         "value": trial.value,
         "status": trial.status,
+        "reason": trial.reason,
         "seed": trial.seed,
         "replicates": trial.replicates,
     }

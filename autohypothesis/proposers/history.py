@@ -18,6 +18,8 @@ from autohypothesis.schema import Direction, Setting
 
 PLATEAU = 2
 """Moves a knob that lose in a row before moves of several knobs at once are worth a run."""
+OVERRULED = ("not_confirmed", "constraint", "by_hand")
+"""Reasons of a discard that stand against a better score."""
 BASES = 50
 """Keeps back from a trial that it is compared with."""
 
@@ -34,6 +36,8 @@ class Effect:
     """Positive is better, whatever the metric's direction; None where there is no number."""
     crashed: bool
     kept: bool
+    overruled: bool
+    """Discarded whatever its score: it was refuted, broke a limit, or a person took it out."""
     here: bool
     """Measured against the present reference."""
     experiment_id: str
@@ -161,8 +165,9 @@ class History:
             )
         return Effect(
             knob=knob, direction=self.way(knob, before, after), before=before, after=after,
-            gain=gain, crashed=crashed, kept=trial.status == "keep", here=base == self.here,
-            experiment_id=trial.experiment_id,
+            gain=gain, crashed=crashed, kept=trial.status == "keep",
+            overruled=trial.status == "discard" and trial.reason in OVERRULED,
+            here=base == self.here, experiment_id=trial.experiment_id,
         )  # fmt: skip
 
     def _difference(self, key: Key, other: Key) -> str | None:

@@ -174,9 +174,8 @@ def _reverts_keep(history: History, axis: Axis, step: KnobStep) -> bool:
 
 def _improvement(history: History, effects: list[Effect]) -> Effect | None:
     """Return the last effect in this direction, where it was for the better."""
-    if not effects:
+    if not effects or (last := effects[-1]).overruled:
         return None
-    last = effects[-1]
     if last.gain is None:
         return last if last.kept else None
     better = last.kept or last.gain > history.situation.min_delta

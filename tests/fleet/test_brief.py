@@ -82,6 +82,7 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
         row("h-u-0001-1", "keep", 0.1, ordinal=1, tag="u"),
         row("h-t-0903-1", "discard", 1.376, ordinal=7, improvement=0.024, min_delta=0.03, pairs=2,
             reason="within_noise", description="a near one"),
+        row("h-t-0904-1", "discard", 1.2, ordinal=8, improvement=0.2, reason="by_hand"),
     ]  # fmt: skip
     steering = Steering(
         frozen=["WIDTH"], ranges={"RATE": (0, 5)}, memory_limit_mb=100, directions=["try rates"]
@@ -104,7 +105,9 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
     states = [(one["hypothesis_id"], one["status"]) for one in brief["hypothesis_queue"]]
     assert states == [("baseline-t", "pending"), (open_one, "pending"), (kept, "completed")]
     found = {one["finding_id"]: one for one in brief["findings"]}
-    assert list(found) == [f"f-{kept}-1", "f-h-t-0901-1", "f-h-t-0903-1", "f-h-t-0900-1"]
+    names = [f"{kept}-1", "h-t-0901-1", "h-t-0904-1", "h-t-0903-1", "h-t-0900-1"]
+    assert list(found) == [f"f-{name}" for name in names]
+    assert found["f-h-t-0904-1"]["implication"].startswith("a person's discard")
     assert "2 seeds: mean 1.305000, spread 0.010000" in found[f"f-{kept}-1"]["evidence"]
     assert found[f"f-{kept}-1"]["implication"] == "in the reference: RATE = 2"
     assert found["f-h-t-0901-1"]["implication"].startswith("fails (oom)")

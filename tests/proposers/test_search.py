@@ -94,6 +94,21 @@ def test_an_improvement_is_followed_and_says_so(project: MakeProject) -> None:
     assert second.prediction.delta == pytest.approx(-0.02)
 
 
+@pytest.mark.parametrize("reason", ["not_confirmed", "constraint", "by_hand"])
+def test_a_better_score_that_was_overruled_is_not_followed(
+    project: MakeProject, reason: str
+) -> None:
+    """The lucky seed of a refuted change, or a keep that a person took back."""
+    place = project().baseline()
+    better = {**place.reference, "MATRIX_LR": 0.08}
+    for status, follows in (("keep", True), ("discard", False)):
+        tried = Trial("h-1", "h-1", better, 1.0, status, code_hash=place.code, reason=reason)
+        place.trials[1:] = [tried]
+        answer = {each.title: each for each in KnobSearch().propose(place.situation(), 30)}
+        further = answer["MATRIX_LR 0.04 -> 0.056"].rationale
+        assert ("0.04 -> 0.08 improved val_bpb" in further) == follows
+
+
 def test_the_way_back_comes_last(project: MakeProject) -> None:
     """With a smaller batch three layers are a new setting, and still no promising one."""
     place = project().baseline()

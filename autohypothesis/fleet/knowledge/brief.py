@@ -368,6 +368,8 @@ def _implication(row: Row) -> str:
     status = row.get("status")
     if status == "keep":
         return "in the reference"
+    if row.get("reason") == "by_hand":
+        return f"a person's {status}, whatever its score"
     if status == "crash":
         return f"fails ({row.get('failure_kind') or 'unknown'})"
     compared = comparison_of(row)

@@ -341,7 +341,7 @@ class SearchState:
         )
         for run in begun:
             name = run.plan.experiment_id
-            decision = self.index.history.latest.get(name)
+            decision, reason = self.index.history.latest.get(name), ""
             if decision is None:
                 ended = self.index.project.layout.run(name).result.exists()
                 status, value = "review_pending" if ended else "running", None
@@ -349,6 +349,7 @@ class SearchState:
                 continue  # it is no evidence, and its hypothesis is in the queue again
             else:
                 status, value = str(decision.decision_status), decision.metric_value
+                reason = decision.reason
             yield Trial(
                 experiment_id=name,
                 hypothesis_id=run.plan.hypothesis.hypothesis_id,
@@ -361,6 +362,7 @@ class SearchState:
                 description=run.plan.hypothesis.rationale,
                 diff_hash=run.runtime.diff_hash,
                 code_hash=self.index.hashes(run)[1],
+                reason=reason,
             )
 
     def reason_against(
