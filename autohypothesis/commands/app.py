@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand, TyperGroup
 
-from autohypothesis.errors import AutohypothesisError
+from autohypothesis.errors import AutohypothesisError, UsageError
 from autohypothesis.installation import as_called, given, missing_extra, note_call, program_name
 from autohypothesis.plain import plain, typeable
 from autohypothesis.system import CtrlC, keep_others_out
@@ -66,8 +66,18 @@ def _chosen(context: typer.Context, repo: Path | None) -> Path:
 
 
 def _searched(tag: str | None) -> str | None:
-    if tag:
-        given["--tag"] = tag
+    """Return the tag that was given, if it is one."""
+    from autohypothesis.records.layout import ID
+
+    if tag is None:
+        return None
+    if not ID.fullmatch(tag):
+        near = re.sub(r"[^a-z0-9]+", "-", tag.lower())[:63].strip("-")
+        raise UsageError(
+            f"--tag {tag!r}: a tag is 1 to 63 characters of a-z, 0-9 and inner '-'",
+            hint=f"name it --tag {near or 'mar5'}",
+        )
+    given["--tag"] = tag
     return tag
 
 
@@ -195,7 +205,7 @@ class PublishedExitCodes(Command):
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().make_context(*args, **kwargs)
-        except ClickUsageError as error:
+        except (ClickUsageError, UsageError) as error:
             error.exit_code = 1
             raise
 

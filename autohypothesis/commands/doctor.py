@@ -320,7 +320,9 @@ def _checkout(project: Project) -> Check:
     from autohypothesis.records.git_export import refuse_missing
 
     try:
-        refuse_missing(project.repository, project.repository.head())
+        head = project.repository.head()
+        project.refuse_without_artifacts(head)
+        refuse_missing(project.repository, head)
         lacking = find_missing_files(project.repository, project.task)
     except GitError as error:
         return Check("checkout", "missing", error.problem, error.hint)

@@ -139,12 +139,13 @@ def init(
 
 
 def _knobs(found: Findings) -> dict[str, Knob]:
-    """Return knobs for constants in small letters, which `search` does not take by itself."""
+    """Return the knobs where some are in small letters, which `search` does not take by itself."""
     from autohypothesis.proposers.knobs import discovered
 
     sources = found.sources()
-    knobs = {} if discovered(sources) else discovered(sources, any_case=True)
-    return {name: knob for name, knob in knobs.items() if name in found.constants}
+    every = discovered(sources, any_case=True)
+    knobs = {name: knob for name, knob in every.items() if name in found.constants}
+    return {} if all(map(str.isupper, knobs)) else knobs
 
 
 def _tell_findings(found: Findings, report: Report) -> None:

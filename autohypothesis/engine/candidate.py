@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,13 +40,14 @@ from autohypothesis.errors import (
     ProgramUnavailableError,
 )
 from autohypothesis.plain import plain, plain_line, some_of
-from autohypothesis.records.git import FileChange, Repository, experiment_ref
+from autohypothesis.records.git import LINK, FileChange, Repository, experiment_ref
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.schema import Setting
 
 MAX_TITLE = 100
 MAX_NAMED = 8
-_KINDS = {"120000": "a symbolic link", SUBMODULE: "a submodule"}
+_CONFLICT = re.compile(rb"^<{7} .*?^={7}\r?$.*?^>{7} ", re.MULTILINE | re.DOTALL)
+_KINDS = {LINK: "a symbolic link", SUBMODULE: "a submodule"}
 TIMEOUT_S = 120.0
 TRIES = 3
 """Number of tries of a preflight that could not judge."""
@@ -393,8 +395,8 @@ def working_tree(repository: Repository, task: Task, reference: str, checkout: P
     README, say) are left as the reference has them.
 
     Raises:
-        ChangeError: a protected file differs, an artifact is gone, or the checkout lacks what was
-            kept since it was made, so that running it would silently undo that.
+        ChangeError: a protected file differs, an artifact is gone or half merged, or the checkout
+            lacks what was kept since it was made, so that running it would silently undo that.
     """
     present = [path for path in task.artifacts if (checkout / path).is_file()]
     tree = repository.snapshot_tree(also=present, worktree=checkout)
@@ -415,6 +417,8 @@ def working_tree(repository: Repository, task: Task, reference: str, checkout: P
     }
     if not files:
         return Change()
+    if torn := [path for path, content in files.items() if _CONFLICT.search(content)]:
+        raise ChangeError(f"{torn[0]} holds both sides of a merge", hint="resolve it first")
     _refuse_stale_checkout(repository, reference, checkout, files)
     return Change(tree=repository.tree_with(reference, files))
 

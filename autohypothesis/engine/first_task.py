@@ -132,7 +132,7 @@ class Findings:
     def corrected(self, log: str) -> Findings | None:
         """Return the findings with the metric that `log` has; None where that changes nothing."""
         printed = find_metrics(log)
-        metric = _likeliest(printed)
+        metric = _likeliest(printed, self.facts.held_out)
         if metric is None or (self.metric and self.metric.name in [each.name for each in printed]):
             return None
         return replace(self, metric=metric, facts=replace(self.facts, metrics=printed))
@@ -209,7 +209,7 @@ def examine(
     cwd = prefix.rstrip("/") or _folder_of(facts, root)
     python = python_words(root)
     start = (*python, os.path.relpath(path, cwd))
-    objective = _likeliest(facts.metrics)
+    objective = _likeliest(facts.metrics, facts.held_out)
     if metric is not None:
         objective = PrintedMetric(metric, (), direction_of(metric))
     return Findings(
@@ -228,13 +228,17 @@ def examine(
     )
 
 
-def _likeliest(metrics: Sequence[PrintedMetric]) -> PrintedMetric | None:
-    """Return the objective: of held-out text before others, of training last, a loss before an
-    accuracy of the same kind."""
+def _likeliest(metrics: Sequence[PrintedMetric], held_out: Collection[str]) -> PrintedMetric | None:
+    """Return the objective: of held-out data before others, of training last, a loss before an
+    accuracy of the same kind.
+
+    Args:
+        held_out: names that are of such data without saying so.
+    """
 
     def rank(metric: PrintedMetric) -> tuple[bool, bool, bool]:
         name = metric.name.lower()
-        is_held_out = bool(re.search(r"val|eval|test|dev", name))
+        is_held_out = metric.name in held_out or bool(re.search(r"val|eval|test|dev", name))
         return not is_held_out, "train" in name, metric.direction != "minimize"
 
     return min(filter(is_likely_objective, metrics), key=rank, default=None)

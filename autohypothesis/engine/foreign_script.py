@@ -44,6 +44,7 @@ _PAGE = re.compile(r"\.(?:md|rst|sh|txt)$|(?:^|/)(?:makefile|justfile)$", re.IGN
 _PRINTERS = {"print", "info", "warning", "debug", "log", "write", "echo", "log_dict", "log_metrics"}
 _NO_PRINTERS = ("wandb", "mlflow", "writer", "np", "math", "torch")
 _PERCENT = re.compile(r"%[-+ #0]*\d*(?:\.\d+)?[diouxXeEfFgGcrs]")
+_HELD_OUT = re.compile(r"\b(?:val|valid(?:ation)?|eval(?:uation)?|test|dev)\b", re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}]*\}")
 _SEEDS = ("manual_seed", "seed_everything", "set_seed", "seed", "default_rng")
 _READS_SEED = re.compile(r"environ[^\n]{0,12}['\"]SEED['\"]|getenv\(['\"]SEED")
@@ -78,6 +79,7 @@ class ScriptFacts:
         modules: those modules, as paths.
         packages: modules from elsewhere that it cannot start without.
         metrics: what it prints, the likeliest objective first.
+        held_out: names of those that only lines about held-out data print: `Test set: loss 0.3`.
         lines: name of a metric -> `train.py:41`.
         repeated: those that a run may print more than once.
         arguments: of the script itself.
@@ -92,6 +94,7 @@ class ScriptFacts:
     modules: list[str]
     packages: list[str]
     metrics: list[PrintedMetric]
+    held_out: set[str]
     lines: dict[str, str]
     repeated: set[str]
     arguments: list[Argument]
@@ -115,7 +118,8 @@ def find_scripts(root: Path, tracked: Iterable[str]) -> list[Script]:
         and (tree := _parsed(root, path))
         and _can_start(tree)
     }
-    rated = [script for path, tree in trees.items() if (script := _rated(path, tree))]
+    parts = {path for path in paths if path not in trees and _is_named(path)}
+    rated = [script for path, tree in trees.items() if (script := _rated(path, tree, parts))]
     imported = {
         module
         for script in rated
@@ -138,24 +142,35 @@ def _can_start(tree: ast.Module) -> bool:
     return False
 
 
-def _rated(path: str, tree: ast.Module) -> Script | None:
-    """Return a file that can be started with its score; None where nothing speaks of a training."""
+def _is_named(path: str) -> bool:
+    return bool(_TRAINS.search(PurePosixPath(path).stem.lower()))
+
+
+def _rated(path: str, tree: ast.Module, parts: Set[str]) -> Script | None:
+    """Return a file that can be started with its score; None where nothing speaks of a training.
+
+    Args:
+        parts: files that are named as a training and cannot be started.
+    """
     stem, folders = PurePosixPath(path).stem.lower(), set(path.lower().split("/")[:-1])
+    is_other = bool(_OTHER.search(stem))
+    begins = [] if is_other else list(_modules_of(path, tree, parts))
     called = set(map(_called, _calls(tree)))
     likely = [each.name for each in _metrics_of({path: tree})[0] if is_likely_objective(each)]
     training = [
         (4, "computes gradients", "backward" in called),
         (4, "calls fit", bool({"fit", "fit_transform", "cross_val_score"} & called)),
         (3, "has a Trainer", any(name.endswith("Trainer") for name in called)),
+        (4, f"imports {', '.join(begins[:1])}", bool(begins)),
         (2, f"prints {', '.join(likely[:3])}", bool(likely)),
     ]
-    is_named, is_aside = bool(_TRAINS.search(stem)), bool(folders & _ASIDE)
+    is_named, is_aside = _is_named(path), bool(folders & _ASIDE)
     if not ((is_named and not is_aside) or any(holds for _, _, holds in training)):
         return None
     name = [(5, "is named as a training", is_named), (1, f"is named {stem}", stem in _USUAL)]
     holding = [(points, why) for points, why, holds in (*name, *training) if holds]
     score = sum(points for points, _ in holding)
-    score -= 4 * bool(_OTHER.search(stem)) + 6 * is_aside + len(folders)
+    score -= 4 * is_other + 6 * is_aside + len(folders)
     return Script(path, score, tuple(why for _, why in holding))
 
 
@@ -179,11 +194,12 @@ def read_script(
             trees[current] = tree
             waiting += _modules_of(current, tree, known)
     arguments = list(_arguments(trees[path])) if path in trees else []
-    metrics, lines, repeated = _metrics_of(trees)
+    metrics, lines, repeated, held_out = _metrics_of(trees)
     texts = {text for word in words for text in (word, word.partition("=")[2])}
     texts |= {text_of(node, {}) for tree in trees.values() for node in ast.walk(tree)}
     configs = sorted(_configs(texts, path) & set(tracked))
-    config_scripts = [word for word in words if word in known and word != path]
+    values = (text for word in words for text in (word, word.partition("=")[2]))
+    config_scripts = [text for text in values if text in known and text != path]
     names = {
         argument.name.lstrip("-").replace("-", "_"): argument.default
         for argument in arguments
@@ -210,6 +226,7 @@ def read_script(
         modules=[name for name in trees if name != path],
         packages=sorted(_packages(trees.values(), known)),
         metrics=metrics,
+        held_out=held_out,
         lines=lines,
         repeated=repeated,
         arguments=arguments,
@@ -277,8 +294,9 @@ def _packages(trees: Iterable[ast.Module], known: Iterable[str]) -> set[str]:
 
 def _metrics_of(
     trees: Mapping[str, ast.Module],
-) -> tuple[list[PrintedMetric], dict[str, str], set[str]]:
-    """Return the metrics that files print, where, and those that a run may print more than once.
+) -> tuple[list[PrintedMetric], dict[str, str], set[str], set[str]]:
+    """Return the metrics that files print, where, those that a run may print more than once, and
+    those that are printed of held-out data only.
 
     Every call that prints becomes the line that it would print, with a number for each value, and
     is read as a log is.
@@ -286,22 +304,27 @@ def _metrics_of(
     lines: dict[str, str] = {}
     printed: list[tuple[str, str]] = []
     repeated: set[str] = set()
+    held_out, others = set[str](), set[str]()
     for path, tree in trees.items():
         again = _calls_that_may_repeat(tree)
         for call in sorted(_calls(tree), key=lambda call: (call.lineno, call.col_offset)):
             if text := _line_of(call):
                 printed.append((text, f"{path}:{call.lineno}"))
-                for metric in find_metrics(text):
-                    if id(call) in again:
-                        repeated.add(metric.name)
-                    lines.setdefault(metric.name, printed[-1][1])
+                names = {metric.name for metric in find_metrics(text)}
+                about = _HELD_OUT.split(text, maxsplit=1)[1:]
+                behind = {metric.name for part in about for metric in find_metrics(part)} & names
+                held_out |= behind
+                others |= names - behind
+                repeated |= names if id(call) in again else set()
+                for name in names:
+                    lines.setdefault(name, printed[-1][1])
     metrics = find_metrics("\n".join(text for text, _ in printed))
     for metric in metrics:  # `accuracy (top-5)` has this name only because of other lines
         if metric.name not in lines:
             lines[metric.name] = next(line for text, line in printed if metric.name in text)
     texts = [text for text, _ in printed]
     repeated |= {each.name for each in metrics if _is_printed_twice(each, texts)}
-    return metrics, lines, repeated
+    return metrics, lines, repeated, held_out - others
 
 
 def _is_printed_twice(metric: PrintedMetric, lines: Iterable[str]) -> bool:
@@ -353,7 +376,8 @@ def _imagined(node: ast.expr) -> str:
         case ast.BinOp(left=left, op=ast.Mod()):
             return _PERCENT.sub(NUMBER, _imagined(left))
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _imagined(left) + _imagined(right)
+            words = _imagined(left), _imagined(right)
+            return NUMBER if words == (NUMBER, NUMBER) else "".join(words)
         case ast.Call(func=ast.Attribute(value=value, attr="format")):
             return _BRACES.sub(NUMBER, _imagined(value))
         case ast.Call(func=ast.Attribute(attr="dumps"), args=[value, *_]):

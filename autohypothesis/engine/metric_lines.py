@@ -39,8 +39,11 @@ _VALUE = (
     rf"{_QUOTES}(?:[A-Za-z_][\w.]{{0,40}}\()?"  # tensor(
     r"(?:\[(?=[^],]{1,64}\]))?"  # [1.0], and not the first of several
     rf"({_NUMBER})(?:(?={_UNIT})|"
-    r"(?!\w|\+(?!/)|[-./:']\w|[,\u00a0\u2007\u2009\u202f]\d|\s{0,9}(?:[-=]>|→)))"
+    r"(?!\w|\+(?!/)|[-./:']\w|[,\u00a0\u2007\u2009\u202f]\d|\s{0,9}(?:[-=]>|→)|"
+    r"\s?[×·x*]\s?10(?:\^|\*\*|[⁻⁰¹²³⁴-⁹])))"
 )
+_PARTED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:[.,]\d*)?\s*$")
+"""Thousands that blanks part, behind a sign and to the end of a line: no number, and not `1`."""
 _PUBLISHED_VALUE = re.compile(_VALUE, re.IGNORECASE)
 _WORD = r"[^\W\d]\w{0,63}(?:[/@.-]\w{1,64}){0,4}"
 _TO_VALUE = (
@@ -186,7 +189,7 @@ def occurrences(line: str, metric: str) -> list[Occurrence]:
     """Return where `metric` is in a line that has no colours."""
     pair = published_pair(line)
     if pair is not None and pair[0] == metric:
-        number = _PUBLISHED_VALUE.match(pair[1])
+        number = None if _PARTED.match(pair[1]) else _PUBLISHED_VALUE.match(pair[1])
         return [Occurrence(0, parse_number(number[1]) if number else None, pair[1])]
     if not _WORDS.fullmatch(metric):
         literal = [(1 if at.start() else 0, at[2]) for at in _literal(metric).finditer(line)]
@@ -262,6 +265,8 @@ def _found_in(line: str) -> Iterator[tuple[list[str], str, str]]:
             words.pop()
         if match[3] and text.isdecimal() and _WORD_FOLLOWS.match(line, match.end()):
             continue  # `val_bpb of 10 files`: without a sign between them, a count
+        if not match[3] and _PARTED.match(line, match.start(4)):
+            continue
         yield words, match["note"] or "", text
 
 

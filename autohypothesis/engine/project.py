@@ -31,7 +31,7 @@ from autohypothesis.errors import AutohypothesisError, GitError, SettleError, Us
 from autohypothesis.installation import IN_CLONE, as_called, is_clone
 from autohypothesis.plain import plain_line, templates
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
-from autohypothesis.records.git import EXPERIMENTS, Repository
+from autohypothesis.records.git import EXPERIMENTS, LINK, Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import held
@@ -159,6 +159,24 @@ class Project:
         if commit is None:
             raise no_search(self.repository, self.tag)
         return commit
+
+    def refuse_without_artifacts(self, commit: str) -> None:
+        """Raise a `GitError` where no file of `commit` is one that a search may change."""
+        entries = self.repository.entries(commit)
+        found = self.task.artifacts_in(entries)
+        if not found:
+            raise GitError(
+                f"commit {commit[:12]}, which a search begins at, has no"
+                f" {self.task.artifact_words}",
+                hint="commit it; a search that has begun already goes on without: --tag NAME"
+                " begins another",
+            )
+        if all(entries[path].mode == LINK for path in found):
+            raise GitError(
+                f"{found[0]} is a symbolic link, and a search changes files",
+                hint="list the file that it leads to under `artifacts` in task.yaml;"
+                " `python orchestrator.py init` writes one",
+            )
 
     def active(self) -> str:
         """Return the tag, for code that runs after `with_tag`."""
@@ -383,7 +401,7 @@ FILES = {
     "task.schema.json": "tasks/task.schema.json",
 }
 """The files of a search, and where they lie in `source_folder`; all else is made on use."""
-OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
+OWN_IGNORED = (".venv", "__pycache__/", "/.cache/", "/run.log")
 """Made there by people, by hand."""
 
 

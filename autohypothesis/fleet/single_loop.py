@@ -27,7 +27,7 @@ from autohypothesis.engine import local_executor
 from autohypothesis.engine.experiment import Resources
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, FleetError, LockError
+from autohypothesis.errors import AutohypothesisError, LockError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import LOOP, LOOP_WORKER
 from autohypothesis.fleet.live.stop import Stop, StopRequest
@@ -161,14 +161,6 @@ def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Projec
         _take(stack, project, LOOP, wanted, LOCK_S)
         presence.refuse_beside_fleet(layout)
         project, notes = begin_single(project, wanted, WORKTREES)
-        commit = project.reference()
-        if not project.task.artifacts_in(project.repository.entries(commit)):
-            raise FleetError(
-                f"commit {commit[:12]}, which {project.active()} begins at, has no"
-                f" {project.task.artifact_words}",
-                hint="commit it, and begin another search:"
-                " python orchestrator.py run-loop --tag NAME",
-            )
         # A device that is held now may come free; one that is not there never comes.
         inputs = locate_inputs(project.task, layout.root, layout.root, os.environ)
         local_executor.offered(Resources(), inputs)

@@ -53,8 +53,9 @@ def locate(path: Path) -> tuple[Path, Path]:
     words = "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel"
     answer = call(words, (), path, accept=(0, 128))
     if answer.status:
+        what = "is refused by git" if answer.cure else "is not in a git checkout"
         raise GitError(
-            f"{shown(path)} is not in a git checkout: {answer.reason}",
+            f"{shown(path)} {what}: {answer.reason}",
             hint=answer.cure or _moved_hint(path) or _bare_hint(path),
         )
     lines = answer.text.split("\n")  # three paths, each of several lines if it has breaks

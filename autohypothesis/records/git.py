@@ -31,6 +31,8 @@ T = TypeVar("T")
 EXPERIMENTS = "refs/experiments/"
 LOOSE_REFS = 200
 """Loose refs at which they are packed: every listing of refs opens each."""
+LINK = "120000"
+"""The mode of a symbolic link in a tree."""
 SALVAGE = "refs/fleet/salvage/"
 FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 """A SHA-1 or SHA-256. What such a name stands for never changes."""
@@ -39,6 +41,11 @@ CACHED_COMMITS = 40
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
 
+_UNDER_WAY = {
+    "rebase-merge": "rebase", "rebase-apply": "rebase", "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert", "BISECT_LOG": "bisect",
+}  # fmt: skip
+"""File or folder in which git keeps what is begun in a checkout -> the command that began it."""
 _BYTES = ("utf-8", "surrogateescape")
 _VERIFY = "rev-parse --verify --quiet --end-of-options"
 _RAW = "diff-tree -r -z --raw --numstat --no-renames --no-ext-diff --no-textconv"
@@ -49,7 +56,7 @@ _PATCH = (
 
 
 class Entry(NamedTuple):
-    """A file of a commit. `mode` tells plain (100644), executable, link (120000), submodule."""
+    """A file of a commit. `mode` tells plain (100644), executable, `LINK`, submodule."""
 
     mode: str
     blob: str
@@ -457,8 +464,15 @@ class Repository:
         """Move the user's branch and checkout forward to `commit`; the branch's name.
 
         Raises:
-            GitError: the checkout is dirty, detached, or not behind `commit`.
+            GitError: the checkout is dirty, detached, in the middle of a rebase or a merge, or not
+                behind `commit`.
         """
+        own = Path(self._run("rev-parse --path-format=absolute --git-dir", cwd=self.here).text)
+        if begun := next((word for name, word in _UNDER_WAY.items() if (own / name).exists()), ""):
+            raise GitError(
+                f"{self.here} is in the middle of a {begun}",
+                hint="end it (`git status` there says how), then again",
+            )
         name = self.branch()
         if name is None:
             raise GitError(f"{self.here} is on no branch", hint="run `git switch BRANCH` there")

@@ -120,8 +120,10 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """git's last words, on one line."""
+        """git's last words, on one line, without a cure that it names."""
         lines = [line.strip() for line in self.words.splitlines() if line.strip()]
+        if self.cure:
+            lines = [line for line in lines if line.startswith("fatal:")]
         return "; ".join(lines[-3:])[:500] or f"exit code {self.status}"
 
     @property

@@ -234,6 +234,8 @@ class TextTable:
         for at in reversed(shown):
             over = sum(widths.values()) + GAP * (len(shown) - 1) - room
             widths[at] -= max(0, min(over, widths[at] - least[at]))
+        while sum(widths.values()) + GAP * (len(shown) - 1) > room and max(widths.values()) > 1:
+            widths[max(shown, key=lambda at: widths[at])] -= 1  # each still ends in an ellipsis
         made = Table(
             title=Text(plain_line(self._title), "bold") if self._title else None,
             title_justify="left", box=None, pad_edge=False, header_style="bright_black",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_adopt_fast_forwards_a_clean_branch_and_nothing_else(
     assert cli("adopt").returncode == 0
     assert "RATE = 0.2" in (foreign / "train.py").read_text()
     assert git(foreign, "rev-parse", "HEAD") == reference(foreign)
+
+
+@pytest.mark.parametrize("begun", ["merge", "rebase"])
+def test_adopt_in_the_middle_of_a_merge_says_to_end_it_and_never_to_commit_it(
+    cli: Cli, foreign: Path, git: Git, begun: str
+) -> None:
+    run(cli)
+    script = foreign / "train.py"
+    before = script.read_text()
+    for branch, rate in (("mine", "0.2"), ("theirs", "0.4")):
+        git(foreign, "switch", "-q", "-c", branch, reference(foreign))
+        script.write_text(before.replace("RATE = 0.1", f"RATE = {rate}"))
+        git(foreign, "commit", "-qam", branch)
+    with pytest.raises(subprocess.CalledProcessError):
+        git(foreign, begun, "mine")
+    refused = cli("adopt")
+    assert refused.returncode == 1 and f"in the middle of a {begun}" in refused.stderr
+    assert "git status" in refused.stderr and "commit -a" not in refused.stderr
+    torn = cli("run-experiment")
+    assert torn.returncode == 1 and "train.py holds both sides of a merge" in torn.stderr
+    assert len(rows(cli)) == 1
+    script.write_text(script.read_text().replace("<<<<<<< ", "# "))
+    assert "both sides" not in cli("run-experiment").stderr
 
 
 def test_a_discard_cannot_be_adopted(cli: Cli) -> None:

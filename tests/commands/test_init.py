@@ -450,6 +450,48 @@ def test_the_likeliest_script_comes_first(tmp_path: Path) -> None:
     assert found[:2] == ["train.py", "lib/loop.py"] and "setup.py" not in found
 
 
+IN_PARTS = {
+    "main.py": "from absl import app\nimport train\n\ndef main(argv):\n    train.run()\n\n"
+    "if __name__ == '__main__':\n    app.run(main)\n",
+    "train.py": "def run():\n    print('test_loss: %.4f' % 1.0)\n",
+    "train_test.py": "import train\n\nif __name__ == '__main__':\n    train.run()\n",
+    "plot.py": "import train\nprint('done')\n",
+    "configs/default.py": "def get_config():\n    return {}\n",
+    "README.md": "`python main.py --workdir=/tmp/m --config=configs/default.py`\n",
+}
+
+
+def test_the_file_that_starts_a_training_of_another_file_is_the_script(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    root = new_repository(tmp_path / "r", IN_PARTS)
+    _, report, said = ran(root, "--dry-run")
+    assert report["script"] == "main.py" and report["metric"]["name"] == "test_loss", said
+    assert report["configs"] == ["configs/default.py"]
+
+
+def test_what_is_printed_behind_the_name_of_held_out_data_is_the_objective(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    script = (
+        "for epoch in range(3):\n    loss.backward()\n"
+        "    print('Train Epoch: {} loss: {:.6f}'.format(epoch, loss))\n"
+        "print('\\nTest set: Average loss: {:.4f}, Accuracy: {}/{}\\n'.format(loss, 9, 10))\n"
+        "print(f'[val] top: {1.0} loss: {0.5}')\n"
+    )
+    root = new_repository(tmp_path / "r", {"main.py": script})
+    report = ran(root, "--dry-run")[1]
+    assert report["metric"]["name"] == "average_loss", "`loss` is that of training as well"
+
+
+def test_beside_constants_in_capitals_those_in_small_letters_are_turned_as_well(
+    tmp_path: Path, new_repository: NewRepository
+) -> None:
+    script = "batch_size = 128\nlearning_rate = 1e-3\nDROPOUT = 0.5\nmodel.fit(batch_size)\n"
+    root = new_repository(tmp_path / "r", {"train.py": script})
+    assert list(ran(root, "--dry-run")[1]["knobs"]) == ["batch_size", "learning_rate", "DROPOUT"]
+
+
 def test_a_path_is_put_together_from_the_folder_of_the_script_and_its_settings(
     tmp_path: Path,
 ) -> None:
@@ -466,7 +508,8 @@ def test_a_path_is_put_together_from_the_folder_of_the_script_and_its_settings(
 NAMES = st.sampled_from(["val_loss", "test accuracy", "eval/f1", "val bpb", "Dev PPL", "rmse"])
 WAYS = st.sampled_from(
     [
-        "print(f'{name}: {{x:.3f}}')", "print('{name}', x)", "print('{name} = %.2f' % x)",
+        "print(f'{name}: {{x:.3f}}')", "print('{name}', x)", "print('{name}:', x + x * 2)",
+        "print('{name} = %.2f' % x)",
         "print('{name}: {{}}'.format(x))", "print({{'{name}': x}})",
         "import json\nprint(json.dumps({{'{name}': x}}))", "print('done, {name}=' + str(x))",
     ]

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from autohypothesis.terminal.experiments import runs_table
-from autohypothesis.terminal.parts import SHORTENED, facts, grid, paragraphs, titled
+from autohypothesis.terminal.parts import SHORTENED, TextTable, facts, grid, paragraphs, titled
 from autohypothesis.terminal.screen import Screen
 
 ROW = {
@@ -37,6 +37,17 @@ def test_memory_and_steps_give_way_before_the_description(width: int, names: set
     assert ROW["description"] in line or width < 80
     assert "…" in line or width >= 80, "what is cut ends in an ellipsis"
     assert ROW["id"] in line and len(line) <= width
+
+
+@pytest.mark.parametrize("width", range(20, 80, 3))
+def test_on_any_screen_a_cell_is_whole_or_ends_in_an_ellipsis(width: int) -> None:
+    cells = ["h-nov30-0002-1", "1.863542", "12.5GB", "-0.0679/0.03", "search", "0.4213"]
+    lines = shown(TextTable([f"name{at}" for at in range(6)], [cells], right=[1, 2]), width)
+    assert max(map(len, lines.splitlines())) <= width
+    words = lines.splitlines()[1].split()
+    assert len(words) == len(cells)
+    for word, cell in zip(words, cells, strict=True):
+        assert word == cell or (word[-1] == "…" and cell.startswith(word[:-1])), lines
 
 
 class Pipe(io.StringIO):

@@ -441,8 +441,22 @@ def test_a_script_that_was_never_committed_is_said(place: Place) -> None:
     (place.root / "README.md").write_text("about\n")
     git(place.root, "add", "README.md")
     git(place.root, "commit", "-qm", "no script")
-    answer = place.ask("run-loop", "--tag", "t")
-    assert answer.returncode == 1 and "has no train.py" in answer.stderr
+    for words in (["run-loop"], ["up", "--max-runs", "1"], ["init-fleet", "--cpu-workers", "1"]):
+        answer = place.ask(*words)
+        assert answer.returncode == 1 and "has no train.py" in answer.stderr
+        assert not place.layout.manifest.exists()
+
+
+def test_a_script_that_is_a_link_is_said_instead_of_searched(place: Place) -> None:
+    (place.root / "train.py").rename(place.root / "real.py")
+    (place.root / "train.py").symlink_to("real.py")
+    git(place.root, "add", "-A")
+    git(place.root, "commit", "-qm", "a link")
+    for words in (["run-loop"], ["init-fleet", "--cpu-workers", "1"]):
+        answer = place.ask(*words, "--tag", "t")
+        assert answer.returncode == 1 and "train.py is a symbolic link" in answer.stderr
+        assert not place.layout.manifest.exists()
+    assert "train.py is a symbolic link" in place.ask("doctor").stdout
 
 
 # ── somebody else's repository ──────────────────────────────────────────────────────────────

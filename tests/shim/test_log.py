@@ -274,12 +274,15 @@ def test_a_metric_is_read_in_every_way_that_people_print_it(
         "saved epoch=1-val_bpb=0.99.ckpt", "to runs/val_bpb=0.99/model.pt", "val_bpb 1/10",
         "val_bpb: 1.3 -> 1.2", "val_bpb: 0.9.1", "val_bpb: 9k",
         "val_bpb: [0.9, 0.8]", "val_bpb: 1'234.5", "val_bpb: 1\u202f234",
+        "val_bpb: 1 234.5", "val_bpb = 12 345,67", "INFO:root:val_bpb: 1 000 000",
+        "val_bpb: 1.5×10^-3", "val_bpb=1.5 x 10**-3", "val_bpb: 1.5·10⁻³",
         "computing val_bpb of 10 files",
         "| epoch | val_bpb |",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_the_metric_is_no_number(line: str) -> None:
     assert parse_summary(f"{line}\n").values in ([], [None])
+    assert "val_bpb" not in [metric.name for metric in find_metrics(line)]
 
 
 @pytest.mark.parametrize("way", ["{}: 0.5", "INFO:root:{}=0.5", '{{"{}": 0.5}}'])

@@ -93,7 +93,7 @@ def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
         UsageError: a device or a tag is not what it should be; nothing was made.
         FleetError: a file or branch that is not ours is in the way, or a fleet is at work;
             nothing was made.
-        GitError: there is no commit to begin at.
+        GitError: there is no commit to begin at, or it holds nothing that a search may change.
         LaunchError: the data of a new tag cannot be located.
     """
     workers, notes = choose(wanted.gpus, wanted.cpu_workers)
@@ -155,6 +155,7 @@ class _FleetSetup:
             if taken is not None:
                 base = taken
                 self.notes.append(f"the search goes on from your commit {base[:7]}")
+        self.project.refuse_without_artifacts(base)
         if own := own_commits(self.repository, self.tag, base):
             self.notes.append(" ".join(own))
         fetch = fetch_command(self.repository, self.tag) if self.reference is None else ""
