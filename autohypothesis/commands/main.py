@@ -25,7 +25,10 @@ PANELS = {
     "One run": {"run-experiment": "run", "record": "run", "decide": "run"},
     "Many runs": {
         "run-loop": "loop", "up": "fleet", "down": "fleet", "init-fleet": "init",
-        "propose": "ideas", "hypotheses": "ideas",
+    },
+    "Ideas": {
+        "propose": "ideas", "hypotheses": "ideas", "briefing": "ideas", "dispatch": "ideas",
+        "withdraw": "ideas", "abandon": "ideas",
     },
     "Look": {
         "status": "show", "digest": "show", "show-results": "show", "runs": "show",
@@ -33,16 +36,18 @@ PANELS = {
     },
     "Share": {"adopt": "show", "hub": "hub_serve"},
     "Any text": {"task": "task"},
-    "Inside": {
-        "briefing": "ideas", "dispatch": "ideas", "withdraw": "ideas", "abandon": "ideas",
-        "observer": "fleet", "worker": "fleet", "tool-builder": "fleet", "tools": "tools",
-        "sync": "sync", "restore": "fleet", "prune": "init", "schema": "show",
+    "Records and helpers": {
+        "sync": "sync", "restore": "fleet", "prune": "init", "schema": "show", "tools": "tools",
     },
 }  # fmt: skip
 """Every command with its module, by what one wants to do, in the order in which one meets them."""
 
-ALIASES = {"check-hardware": "doctor", "bootstrap": "init"}
-"""Published names, with their module, of what `doctor` and `up` do as well; `--help` hides them."""
+UNLISTED = {
+    "check-hardware": "doctor", "bootstrap": "init",
+    "observer": "fleet", "worker": "fleet", "tool-builder": "fleet",
+}  # fmt: skip
+"""Commands that `--help` leaves out, with their module: published names of what `doctor` and `up`
+do as well, and the roles, which `up` starts (docs/fleet.md)."""
 
 HELP = """Search for a better training script, or any other text, and believe the result.
 
@@ -58,7 +63,7 @@ class Loaded(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         yield from (name for names in PANELS.values() for name in names)
-        yield from ALIASES
+        yield from UNLISTED
 
     def __len__(self) -> int:
         return sum(1 for _ in self)  # `list` asks for the length first
@@ -67,7 +72,7 @@ class Loaded(Mapping[str, Any]):
         for panel, modules in PANELS.items():
             if name in modules:
                 return _built(name, modules[name], panel)
-        return _built(name, ALIASES[name], "")
+        return _built(name, UNLISTED[name], "")
 
 
 @cache
@@ -82,7 +87,7 @@ def _built(name: str, module: str, panel: str) -> Any:
         commands = registered.registered_commands
         alone.registered_commands = [command for command in commands if command.name == name]
         built = typer.main.get_command(alone)
-    built.name, built.rich_help_panel, built.hidden = name, panel, name in ALIASES
+    built.name, built.rich_help_panel, built.hidden = name, panel, name in UNLISTED
     return built
 
 

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +37,7 @@ from autohypothesis.commands.common import (
     say,
     telling_what_runs_lack,
 )
-from autohypothesis.errors import ChangeError, TaskError, UsageError
+from autohypothesis.errors import TaskError, UsageError
 from autohypothesis.plain import has_all_of, typeable
 
 if TYPE_CHECKING:
@@ -183,6 +182,7 @@ def _change(
     """Return the one change that was given; with none, what is in the working tree."""
     from autohypothesis.engine.candidate import overridden_tree, working_tree
     from autohypothesis.engine.experiment import Change
+    from autohypothesis.records.git import Repository
 
     def edits() -> Change:
         return working_tree(project.repository, project.task, project.reference(), checkout)
@@ -198,16 +198,15 @@ def _change(
             "--with-edits was given without --set",
             hint="without any of them your edits are what is run",
         )
-    if given and not with_edits:
-        with suppress(ChangeError):
-            if edits().tree is not None:
-                both = "; --with-edits takes both" if options["--set"] else ""
-                remark(f"note: the edits of your working tree are not in this run{both}")
+    edited = Repository(checkout).edited_files() if given and not with_edits else []
+    if any(map(project.task.is_artifact, edited)):
+        both = "; --with-edits takes both" if options["--set"] else ""
+        remark(f"note: the edits of your working tree are not in this run{both}")
     if options["--set"]:
         settings = settings_of(options["--set"])
-        edited = edits().tree if with_edits else None
-        if edited is not None:
-            return Change(tree=overridden_tree(project.repository, project.task, edited, settings))
+        tree = edits().tree if with_edits else None
+        if tree is not None:
+            return Change(tree=overridden_tree(project.repository, project.task, tree, settings))
         return Change(overrides=settings)
     if options["--patch"]:
         return Change(patch=read_patch(options["--patch"]))

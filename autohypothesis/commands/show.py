@@ -21,13 +21,14 @@ from autohypothesis.commands.common import (
     remark,
     say,
 )
-from autohypothesis.errors import RecordError, SettleError, UnwritableError, UsageError
+from autohypothesis.errors import SettleError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.fleet.overview.results import Results
     from autohypothesis.records.layout import Layout
 
 TAIL_LINES = 15
+FILE_LIMIT = 64 << 20
 
 
 # ── a running search ────────────────────────────────────────────────────────────────────────
@@ -148,6 +149,7 @@ def show(experiment_id: ExperimentId, repo: Repo = HERE, as_json: Json = False) 
     Example: `orchestrator.py show baseline-nov20-1`
     """
     from autohypothesis.records.bundles import read_bundle
+    from autohypothesis.records.files import read_text
 
     layout = layout_of(repo)
     row = experiment_row(layout, experiment_id)
@@ -158,9 +160,9 @@ def show(experiment_id: ExperimentId, repo: Repo = HERE, as_json: Json = False) 
         "row": row,
         "config": bundle.config,
         "reference_config": _config_at(layout, row.get("parent_commit")),
-        "diff": _text(run.diff),
+        "diff": read_text(run.diff, FILE_LIMIT),
         "samples": samples,
-        "log_tail": _text(run.log).splitlines()[-TAIL_LINES:],
+        "log_tail": read_text(run.log, FILE_LIMIT).splitlines()[-TAIL_LINES:],
         "paths": {"run": str(run.folder), "log": str(run.log)},
     }
     if as_json:
@@ -312,15 +314,6 @@ def _config_at(layout: Layout, commit: str | None) -> dict[str, Any]:
 
     at = next((row for row in read_ledger(layout) if commit and row["commit"] == commit), None)
     return read_bundle(layout.run(at["id"])).config if at else {}
-
-
-def _text(path: Path) -> str:
-    from autohypothesis.records.files import read_bytes
-
-    try:
-        return read_bytes(path, 64 << 20).decode("utf-8", "replace")
-    except (FileNotFoundError, RecordError):
-        return ""
 
 
 @app.command("show-results")

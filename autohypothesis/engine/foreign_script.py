@@ -25,8 +25,7 @@ from autohypothesis.engine.metric_lines import (
     find_metrics,
     is_likely_objective,
 )
-from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_bytes
+from autohypothesis.records.files import read_text
 
 MAX_SCRIPTS = 1_000
 MAX_BYTES = 512 << 10
@@ -478,7 +477,4 @@ def _parsed(root: Path, path: str) -> ast.Module | None:
 
 
 def _source(root: Path, path: str) -> str:
-    try:
-        return read_bytes(root / path, MAX_BYTES).decode("utf-8", "replace")
-    except (OSError, RecordError):
-        return ""
+    return read_text(root / path, MAX_BYTES)

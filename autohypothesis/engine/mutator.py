@@ -31,11 +31,10 @@ from autohypothesis.errors import (
     NothingNewError,
     PreflightError,
     ProgramUnavailableError,
-    RecordError,
 )
 from autohypothesis.plain import some_of
 from autohypothesis.records import bundles
-from autohypothesis.records.files import read_bytes, read_object, write_atomic
+from autohypothesis.records.files import PAGE_LIMIT, read_object, read_text, write_atomic
 from autohypothesis.records.git import SALVAGE, experiment_ref
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
@@ -44,7 +43,7 @@ from autohypothesis.schema import Decision, FailureKind, Metrics
 TITLE_LIMIT = 200
 MAX_TRIALS = 20
 MAX_DIFF = 8_000
-"""Bytes of one diff: a program may be a language model, whose context is bounded."""
+"""Characters of one diff: a program may be a language model, whose context is bounded."""
 EXTRA_ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
 """Files that it leaves in the checkout are its change, so it writes no compiled Python."""
 
@@ -187,6 +186,7 @@ class Mutator:
                 "direction": objective.direction,
                 "min_delta": objective.min_delta,
             },
+            "charter": read_text(self.project.layout.program, PAGE_LIMIT),
             "reference": {
                 "commit": base,
                 "score": measured.metric_value if measured else None,
@@ -211,17 +211,13 @@ class Mutator:
         changes = [decision for decision in self.past.decisions if decision.base_commit is not None]
         for decision in changes[-MAX_TRIALS:]:
             run = self.project.layout.run(decision.experiment_id)
-            try:
-                diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
-            except (FileNotFoundError, RecordError):
-                diff = ""
             yield {
                 "experiment_id": decision.experiment_id,
                 "status": decision.decision_status,
                 "score": decision.metric_value,
                 "reason": decision.reason,
                 "description": str(read_object(run.result).get("title") or ""),
-                "diff": diff,
+                "diff": read_text(run.diff, 64 << 20)[:MAX_DIFF],
             }
 
 

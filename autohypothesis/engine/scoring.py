@@ -23,8 +23,7 @@ from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
 from autohypothesis.engine.metric_lines import find_metrics, is_likely_objective
 from autohypothesis.engine.shim import FOREIGN_DEADLINE_S, SCORING_TIMED_OUT
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import RecordError
-from autohypothesis.records.files import load_or_none, read_bytes
+from autohypothesis.records.files import load_or_none, read_text
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import ExitRecord, FailureKind, finite
 
@@ -99,10 +98,11 @@ class LogScorer(Scorer):
             record.summaries_seen,
         )
         if log is not None and checkout is not None:
-            summary = parse_summary(_text(checkout / log), metric)
+            summary = parse_summary(read_text(checkout / log, LOG_LIMIT), metric)
             metrics, seen, values = summary.metrics, summary.blocks, summary.values
         if parse.pattern is not None:
-            numbers = [finite(number) for number in _matches(_text(run.log), parse.pattern)]
+            matches = _matches(read_text(run.log, LOG_LIMIT), parse.pattern)
+            numbers = [finite(number) for number in matches]
             seen, values = len(numbers), list(dict.fromkeys(reversed(numbers)))[::-1]
         evidence = {"summaries_seen": seen}
         if len(values) > 1 and parse.take == "only":
@@ -185,7 +185,7 @@ class CommandScorer:
             kind: FailureKind = "timeout" if is_late else _kind_of(run, answer, "no_metric")
             problem = f"the scorer failed: {error or 'it did not run'}"
             return Score(None, problem=problem, kind=kind)
-        scores = self._printed(_text(run.score_log))
+        scores = self._printed(read_text(run.score_log, LOG_LIMIT))
         if parse.take != "only" and scores:
             value = value_taken(self.task, [finite(score) for score, _ in scores])
             scores = [each for each in scores if finite(each[0]) == value][-1:]
@@ -270,13 +270,6 @@ def _kind_of(run: RunPaths, answer: Mapping[str, Any], default: FailureKind) -> 
     tail = f"{read_tail(str(run.score_log), TAIL_BYTES)}\n{error}"
     failure = classify({"status": "exited", "exit_code": 1}, tail, None)
     return failure.kind if failure is not None and failure.kind in ("oom", "infra") else default
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path, LOG_LIMIT).decode("utf-8", "replace")
-    except (RecordError, FileNotFoundError):
-        return ""
 
 
 def _matches(text: str, pattern: str) -> list[str]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=BaseModel)
 
 JSON_LIMIT = 4 * 1024 * 1024
+PAGE_LIMIT = 1024 * 1024
+"""Bytes of a page that a person wrote."""
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
 ASIDE = ".set-aside-"
 """Stands before the time in the name of a file that was moved aside."""
@@ -316,6 +318,16 @@ def read_bytes(path: Path | str, limit: int = JSON_LIMIT) -> bytes:
             is read), or cannot be read.
     """
     return read_with_status(path, limit)[0]
+
+
+def read_text(path: Path | str, limit: int) -> str:
+    """Return the text at `path`; empty where there is none that can be read.
+
+    A byte that is no UTF-8 is replaced.
+    """
+    with suppress(FileNotFoundError, RecordError):
+        return read_bytes(path, limit).decode("utf-8", "replace")
+    return ""
 
 
 def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, os.stat_result]:

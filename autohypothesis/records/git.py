@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from autohypothesis.errors import ConflictError, GitError, LockError
+from autohypothesis.plain import some_of
 from autohypothesis.records.checkouts import Worktree, list_worktrees, locate, refuse_path
 from autohypothesis.records.files import remove_folder
 from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Answer, call
@@ -119,9 +120,11 @@ class Repository:
         """The commit that the user's checkout stands on."""
         commit = self.read_ref("HEAD", self.here)
         if commit is None:
+            listed = "ls-files --cached --others --exclude-standard -z"
+            files = some_of(self._run(listed, cwd=self.here).records)
             raise GitError(
                 f"{self.here} has no commit yet",
-                hint="run `git add -A && git commit -m start` there",
+                hint=f"run `git add -A && git commit -m start` there, with {files or 'a script'}",
             )
         return commit
 
@@ -149,6 +152,8 @@ class Repository:
         words = f"{revision}^{{{kind}}}"
         answer = self._run(_VERIFY, words, cwd=self.here, accept=(0, 1, 128))
         if answer.status:
+            if revision == "HEAD":
+                self.head()
             raise GitError(
                 f"there is no {kind} {revision!r} in {self.root}",
                 hint="run `git log --oneline --all` for what there is",
@@ -215,10 +220,10 @@ class Repository:
         """Whether the index has the file at `path`; outside of a repository nothing has."""
         return bool(self._run("--literal-pathspecs ls-files --", str(path), accept=(0, 128)).out)
 
-    def is_dirty(self) -> bool:
-        """Whether a tracked file of the user's checkout differs from its commit."""
-        words = "status --porcelain -z --untracked-files=no"
-        return bool(self._run(words, cwd=self.here).out)
+    def edited_files(self) -> list[str]:
+        """Return the tracked files of the user's checkout that differ from its commit."""
+        words = "status --porcelain --no-renames -z --untracked-files=no"
+        return [record[3:] for record in self._run(words, cwd=self.here).records]
 
     def is_ancestor(self, older: str, newer: str) -> bool:
         return self._run("merge-base --is-ancestor", older, newer, accept=(0, 1)).status == 0
@@ -476,7 +481,7 @@ class Repository:
         name = self.branch()
         if name is None:
             raise GitError(f"{self.here} is on no branch", hint="run `git switch BRANCH` there")
-        if self.is_dirty():
+        if self.edited_files():
             raise GitError(
                 f"{self.here} has changes that are not committed",
                 hint="run `git stash` or `git commit -a` there, then again",

@@ -71,6 +71,12 @@ def test_a_branch_that_is_dirty_or_elsewhere_is_left_alone_and_told(letters: Let
     assert run_git(letters.root, "log", "-1", "--format=%s") == "mine"
 
 
+def test_a_mutator_is_told_what_the_search_is_for(letters: Letters) -> None:
+    (letters.root / "program.md").write_text("Shorter \xe9 words.\n", encoding="latin-1")
+    letters.write(mutate=MUTATE.replace('print(f"', "print(told['charter'].strip(), f\""))
+    assert "Shorter \ufffd words." in letters.run("--seed", "0").only["description"]
+
+
 def test_the_active_search_stays_the_active_one(letters: Letters) -> None:
     (letters.root / "train.py").write_text("print('val_bpb: 1.0')\n")
     letters.commit("a training")

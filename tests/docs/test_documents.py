@@ -305,15 +305,15 @@ def test_every_command_of_a_module_is_called_by_its_name() -> None:
     assert sorted(str(one.name) for one in registered) == sorted(known_commands())
 
 
-def test_help_shows_each_command_once_and_no_alias(cli: Cli) -> None:
-    from autohypothesis.commands.main import ALIASES, PANELS
+def test_help_shows_each_command_once_and_neither_alias_nor_role(cli: Cli) -> None:
+    from autohypothesis.commands.main import PANELS, UNLISTED
 
     lines = cli("--help", COLUMNS="100").stdout.splitlines()
     heads = [line.split()[1:-1] for line in lines if line.startswith("╭─")]
     assert [" ".join(head).rstrip("─ ") for head in heads] == ["Options", *PANELS]
     shown = [line.split()[1] for line in lines if re.match(r"│ [a-z]", line)]
     assert shown == [name for names in PANELS.values() for name in names]
-    for alias in ALIASES:
+    for alias in UNLISTED:
         assert cli(alias, "--help").returncode == 0 and alias not in shown
 
 

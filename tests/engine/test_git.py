@@ -15,7 +15,7 @@ import pytest
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError
 from autohypothesis.records.git import EXPERIMENTS, SALVAGE, Repository, experiment_ref
-from tests.conftest import forked, wait_until
+from tests.conftest import forked, run_git, wait_until
 from tests.engine.conftest import commit_of
 
 Git = Callable[..., str]
@@ -157,7 +157,7 @@ def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
     assert changes[":new name"].status == "A"
     assert changes["blob.bin"].added is None, "a binary file has no lines"
     assert repository.patched_tree(head, repository.diff(head, tree)) == tree
-    assert not repository.is_dirty()
+    assert not repository.edited_files()
 
 
 def test_a_patch_applies_wholly_or_not_at_all(repository: Repository) -> None:
@@ -406,3 +406,17 @@ def test_work_is_salvaged_before_a_worktree_goes(repository: Repository) -> None
     assert repository.read_ref(SALVAGE + "s-1") == commit
     assert repository.show_file(commit, "notes.txt") == b"why\n"
     assert repository.show_file(commit, "train.py") == b"half an idea\n"
+
+
+def test_a_repository_without_a_commit_says_how_to_make_one_and_with_which_files(
+    tmp_path: Path,
+) -> None:
+    run_git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("data.bin\n")
+    for name in ("train.py", "data.bin"):
+        (tmp_path / name).write_text("")
+    for asked in (Repository(tmp_path).head, lambda: Repository(tmp_path).resolve("HEAD")):
+        with pytest.raises(GitError) as caught:
+            asked()
+        assert "has no commit yet" in caught.value.problem
+        assert caught.value.hint.endswith("commit -m start` there, with .gitignore, train.py")

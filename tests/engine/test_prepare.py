@@ -58,7 +58,7 @@ def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Tas
         "Deeper, and slower betas", "", "Because.", "", "Experiment: h-nov20-0001-1",
     ]  # fmt: skip
     assert "Hypothesis: h-nov20-0001" in message
-    assert not repository.is_dirty()
+    assert not repository.edited_files()
     assert repository.head() == base
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.charter import prose_limits, read_charter
+from autohypothesis.fleet.live.charter import prose_limits
 from autohypothesis.fleet.live.unbound_limits import unbound_limits
 from autohypothesis.fleet.overview.overview import overview
+from autohypothesis.records.files import PAGE_LIMIT, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +80,7 @@ def test_status_names_what_the_prose_forbids_and_no_code_holds(fleet_project: Pr
         " `README.md` must not be changed. No run longer than 5 minutes.\n"
     )
     layout.program.write_bytes(prose.encode() + b"\xff\r\n")
-    assert read_charter(layout) == prose + "\ufffd\r\n"
+    assert read_text(layout.program, PAGE_LIMIT) == prose + "\ufffd\r\n"
     cures = ["memory_limit_mb: 39936", "num_params_M: {hard: 50}", "frozen: [RATE]",
              "frozen: [WIDTH]", "`artifacts`", "deadline_seconds: 300"]  # fmt: skip
     lines = [str(unbound) for unbound in unbound_limits(layout)]
@@ -109,5 +110,6 @@ def test_what_a_block_or_the_task_holds_is_not_named(fleet_project: Project) -> 
 
 
 def test_a_page_that_cannot_be_read_is_no_charter_and_stops_nothing(fleet_project: Project) -> None:
-    fleet_project.layout.program.mkdir()
-    assert read_charter(fleet_project.layout) == "" and unbound_limits(fleet_project.layout) == []
+    layout = fleet_project.layout
+    layout.program.mkdir()
+    assert read_text(layout.program, PAGE_LIMIT) == "" and unbound_limits(layout) == []

@@ -11,17 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Literal, NamedTuple
-
-from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_bytes
-from autohypothesis.records.layout import Layout
 
 Kind = Literal["memory", "time", "parameters", "name"]
 MEMORY, PARAMETERS = "peak_vram_mb", "num_params_M"
-LIMIT = 1024 * 1024
-"""Bytes of a page that a person wrote."""
 _NEAR = 80
 """Characters before an amount that may make it a limit."""
 _NUMBER = r"(?<![\w.,-])(?P<number>\d[\d,]*(?:\.\d+)?)[ *_`]*-?"
@@ -92,16 +85,6 @@ class ProseLimit(NamedTuple):
     """MiB, seconds, or millions of parameters."""
     name: str = ""
     """A constant or a file that may not change."""
-
-
-def read_charter(layout: Layout) -> str:
-    """Return program.md, whole; empty where there is none that can be read.
-
-    A byte that is no UTF-8 is replaced; the steering names it.
-    """
-    with suppress(FileNotFoundError, RecordError):
-        return read_bytes(layout.program, LIMIT).decode("utf-8", "replace")
-    return ""
 
 
 def prose_limits(text: str) -> Iterator[ProseLimit]:

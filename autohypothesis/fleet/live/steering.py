@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from autohypothesis.engine.constants import same
 from autohypothesis.engine.task import Constraint, Knob
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.live.charter import LIMIT, MEMORY
+from autohypothesis.fleet.live.charter import MEMORY
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import FileStamp, file_stamp, read_bytes
+from autohypothesis.records.files import PAGE_LIMIT, FileStamp, file_stamp, read_bytes
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Setting, Steering, did_you_mean, finite
 
@@ -170,7 +170,7 @@ class SteeringFiles:
             return before
         good, problem = before.good if before else None, ""
         try:
-            good = parse(read_bytes(path, LIMIT).decode("utf-8-sig"))
+            good = parse(read_bytes(path, PAGE_LIMIT).decode("utf-8-sig"))
         except FileNotFoundError:
             good = Steering()
         except UnicodeDecodeError as error:

@@ -14,9 +14,8 @@ from autohypothesis.fleet.live.charter import (
     Kind,
     ProseLimit,
     prose_limits,
-    read_charter,
 )
-from autohypothesis.records.files import FileStamp, file_stamp
+from autohypothesis.records.files import PAGE_LIMIT, FileStamp, file_stamp, read_text
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Steering
 
@@ -66,7 +65,7 @@ def unbound_limits(layout: Layout) -> list[UnboundLimit]:
 @lru_cache(maxsize=8)
 def _limits_of(layout: Layout, stamp: FileStamp | None) -> tuple[ProseLimit, ...]:
     """Return the limits of program.md, which is read again when its stamp is another."""
-    return tuple(prose_limits(read_charter(layout)))
+    return tuple(prose_limits(read_text(layout.program, PAGE_LIMIT)))
 
 
 class _Held:

@@ -21,12 +21,11 @@ from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, RecordError
 from autohypothesis.fleet.knowledge.knowledge_base import RunChange
-from autohypothesis.fleet.live.charter import read_charter
 from autohypothesis.fleet.live.steering import narrowed_knobs, violation
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import flat_settings
-from autohypothesis.records.files import load, read_json
+from autohypothesis.records.files import PAGE_LIMIT, load, read_json, read_text
 from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.schema import (
     Brief,
@@ -332,7 +331,7 @@ class SearchState:
             open=tuple(hypothesis.model_copy(deep=True) for hypothesis in queue.open()),
             closed=tuple(each.model_copy(deep=True) for each in queue.done()[-RECENT:]),
             brief=brief.model_copy(deep=True) if brief else Brief(generated_at=now()),
-            charter=read_charter(project.layout),
+            charter=read_text(project.layout.program, PAGE_LIMIT),
         )
 
     def _trials(self) -> Iterator[Trial]:

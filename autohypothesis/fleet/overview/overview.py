@@ -33,7 +33,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
 from autohypothesis.plain import some_of
 from autohypothesis.records.bundles import reason_in, uncollected
-from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_bytes, shown
+from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_text, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
@@ -475,11 +475,8 @@ class _Reader:
         """Name the files of `folder`, which were not taken, with the reason beside each."""
         refused = []
         for path in sorted(folder.glob("*.reason")):
-            try:
-                text = read_bytes(path, SMALL).decode("utf-8", "replace")
-            except (FileNotFoundError, RecordError):
-                text = ""
-            refused.append(Problem(path=self._short(path.with_suffix("")), reason=text.strip()))
+            reason = read_text(path, SMALL).strip()
+            refused.append(Problem(path=self._short(path.with_suffix("")), reason=reason))
         self._note_kinds(f"{what}: ", refused, where=folder)
 
     def note_damaged(self) -> None:

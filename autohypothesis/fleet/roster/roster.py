@@ -211,7 +211,7 @@ class _FleetSetup:
             if self.repository.read_ref(reference_ref(self.tag)) is None:
                 self.notes.append(f"the reference was gone; it is again at {commit[:12]}")
             return commit
-        if self.repository.is_dirty() and start in (None, "HEAD"):
+        if self.repository.edited_files() and start in (None, "HEAD"):
             self.notes.append(
                 f"{self.repository.here} has changes that are not committed: the search starts from"
                 f" {self.repository.head()[:12]}, without them"
