@@ -125,10 +125,10 @@ class Layout(PathSet):
     @property
     def git_exclude_patterns(self) -> tuple[str, ...]:
         """Patterns for .git/info/exclude: what we make in a repository is not the user's."""
+        made = (self.ledger, self.results_tsv, self.progress_png)
         return (
-            "/experiments.jsonl",
-            "/results.tsv",
-            "/progress.png",
+            *(f"/{path.name}" for path in made),
+            *(f"/.{path.name}.*.tmp" for path in made),  # while it is written
             "/worktrees/",
             "/work/results.jsonl",
             "/research/*",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from autohypothesis.records.files import write_atomic
 from autohypothesis.records.layout import Layout
-from tests.conftest import Cli, Git
+from tests.conftest import Cli, Git, forked
 
 RUN = ("run-experiment", "--baseline", "--tag", "t", "--settle")
 THEIRS = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n0123abc\t0.99\t44.0\tkeep\tbaseline\n"
@@ -100,6 +102,18 @@ def test_tracked_files_stay_clean_and_what_was_kept_can_be_adopted(
     assert git(foreign, "status", "--porcelain") == ""
     answer = cli("adopt")
     assert answer.returncode == 0 and "moved" in answer.stdout, answer.stderr
+
+
+def test_a_writer_that_is_killed_leaves_nothing_that_git_shows(
+    foreign: Path, cli: Cli, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli(*RUN)
+    layout = Layout(foreign)
+    monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    for path in (layout.ledger, layout.results_tsv, layout.progress_png):
+        forked(write_atomic, path, "half of it").join(60)
+    assert len(list(foreign.glob(".*.tmp"))) == 3
+    assert git(foreign, "status", "--porcelain") == ""
 
 
 def test_a_worktree_of_the_users_is_not_worked_in(foreign: Path, cli: Cli, git: Git) -> None:
