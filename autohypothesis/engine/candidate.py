@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
-from autohypothesis.engine.code_hash import artifact_hashes, tree_hash
+from autohypothesis.engine.code_hash import artifact_hashes
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
@@ -83,7 +83,7 @@ def prepare(
         workspace: where instructions are implemented, and the task's preflight runs, in its
             export; without it neither is.
         inputs: located inputs, for the preflight.
-        check_tree: raises ChangeError for changed artifacts, by `tree_hash`, that may not run.
+        check_tree: raises ChangeError for a changed git tree whose artifacts may not run.
 
     Returns what to run: the commit, its diff and its settings.
 
@@ -105,7 +105,7 @@ def prepare(
         )
     check_candidate(repository, task, tree, changes)
     if changes:
-        check_tree(tree_hash(repository, task, tree))
+        check_tree(tree)
     experiment = replace(experiment, base=base, title=experiment.title or note)
     commit = base
     if changes:

@@ -7,20 +7,21 @@ another seed gets that run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
+from threading import Lock
 
+from autohypothesis.engine.candidate import diff_hash
 from autohypothesis.engine.code_hash import tree_hash
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.project import Project, run_ids
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, protected_blobs, task_hash
 from autohypothesis.errors import GitError, NothingNewError
-from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import load_or_none
-from autohypothesis.records.history import DecisionHistory, is_lost
+from autohypothesis.records.history import LiveHistory, is_lost
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import NOT_EVIDENCE
-from autohypothesis.schema import Decision, Metadata, Result, Runtime
+from autohypothesis.schema import Metadata, Result, Runtime
 
 MAX_OUTCOME = 300
 """Characters of what an earlier run came to."""
@@ -37,7 +38,7 @@ class DuplicateCheck:
     """
 
     project: Project
-    history: DecisionHistory
+    history: LiveHistory
     base: str
     hypothesis_id: str = ""
     seed: int | None = None
@@ -80,20 +81,34 @@ class DuplicateCheck:
         outcome = result.outcome if result is not None else ""
         return f"not decided yet{', ' if outcome else ''}{outcome}"[:MAX_OUTCOME]
 
-    def run_of(self, tree: str, undecided: Sequence[str]) -> str | None:
-        """Return the experiment that ran the artifacts with the hash `tree`; None: none did.
+    def run_of(self, tree: str, wanted: str) -> str | None:
+        """Return the experiment that ran the artifacts of a git tree; None: none did.
 
         Args:
-            undecided: experiments without a decision.
+            wanted: their hash.
         """
-        for decision in self.history.latest.values():
-            if self._has_tree(decision, tree) and self.counts(decision.experiment_id):
-                return decision.experiment_id
-        for name in undecided:
-            paths = self.project.layout.run(name)
-            # Without a diff it is a run of another tool, of which there may be thousands.
-            metadata = load_or_none(Metadata, paths.metadata) if paths.diff.exists() else None
-            if metadata and metadata.runtime.tree_hash == tree and self.counts(name):
+        repository, task = self.project.repository, self.project.task
+        change = cache(lambda: diff_hash(repository.diff(self.base, tree)))
+
+        def ran_it(commit: str) -> bool:
+            try:
+                return tree_hash(repository, task, commit) == wanted
+            except GitError:
+                return False
+
+        for name, decision in self.history.latest.items():
+            # A record of an older version has no hash of its tree. One tree on one base is one
+            # change, so git is asked about runs of this change alone.
+            is_old = decision.diff_hash and not decision.tree_hash
+            if is_old and decision.base_commit == self.base and decision.diff_hash == change():
+                is_equal = ran_it(decision.commit)
+            else:
+                is_equal = decision.tree_hash == wanted
+            if is_equal and self.counts(name):
+                return name
+        for name in sorted(self.history.undecided):
+            metadata = load_or_none(Metadata, self.project.layout.run(name).metadata)
+            if metadata and metadata.runtime.tree_hash == wanted and self.counts(name):
                 return name
         return None
 
@@ -118,20 +133,22 @@ class DuplicateCheck:
         task = self.project.task
         return task_hash(task, protected_blobs(task, self.project.repository.entries(self.base)))
 
-    def _has_tree(self, decision: Decision, tree: str) -> bool:
-        if decision.tree_hash or not decision.diff_hash or decision.base_commit != self.base:
-            return decision.tree_hash == tree
-        try:  # a record of an older version
-            return tree_hash(self.project.repository, self.project.task, decision.commit) == tree
-        except GitError:
-            return False
-
     def _result(self, experiment_id: str) -> Result | None:
         return load_or_none(Result, self.project.layout.run(experiment_id).result)
 
 
+_preparing = Lock()
+"""Held during a look: a loop prepares several changes at once."""
+
+
+@lru_cache(maxsize=8)
+def _history(layout: Layout, tag: str) -> LiveHistory:
+    """Return the history that this process follows: a worker asks while its device trains."""
+    return LiveHistory(layout, tag)
+
+
 def refuse_duplicate(project: Project, experiment: Experiment, seed: int | None, tree: str) -> None:
-    """Refuse a change whose artifacts, with the hash `tree`, were run before.
+    """Refuse a change whose artifacts, those of a git tree, were run before.
 
     Args:
         seed: the one that was asked for; None: none was.
@@ -141,13 +158,15 @@ def refuse_duplicate(project: Project, experiment: Experiment, seed: int | None,
     """
     if experiment.replicates is not None:
         return
-    decisions, _ = read_decisions(project.layout)
-    history = DecisionHistory(each for each in decisions if each.tag == project.tag)
-    undecided = set(run_ids(project.layout)) - {each.experiment_id for each in decisions}
-    check = DuplicateCheck(project, history, experiment.base, experiment.hypothesis_id, seed)
-    if (name := check.run_of(tree, sorted(undecided))) is not None:
+    with _preparing:
+        history = _history(project.layout, project.active())
+        history.refresh()
+        check = DuplicateCheck(project, history, experiment.base, experiment.hypothesis_id, seed)
+        name = check.run_of(tree, tree_hash(project.repository, project.task, tree))
+        outcome = check.outcome(name) if name is not None else ""
+    if name is not None:
         raise NothingNewError(
-            f"it was run before, as {name}: {check.outcome(name)}",
+            f"it was run before, as {name}: {outcome}",
             hint=f"see it: python orchestrator.py show {name}; to draw it again, name another seed:"
             " run-experiment --seed N",
         )

@@ -11,11 +11,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from autohypothesis.errors import SettleError
 from autohypothesis.records import jsonl
-from autohypothesis.records.bundles import is_of_no_search, read_decisions
+from autohypothesis.records.bundles import canonical, is_of_no_search, read_decisions
 from autohypothesis.records.files import MTIME_GRANULARITY_NS, FileStamp, file_stamp
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
@@ -321,16 +322,13 @@ class LiveHistory(DecisionHistory):
         self._looked_at = results
 
     def _read_decisions(self) -> bool:
-        news = jsonl.read_new(self.layout.decisions, self._offset)
+        news = jsonl.read_new(self.layout.decisions, self._offset, partial(canonical, Decision))
         if news.restarted:
             self.decisions, self.latest, self._decided, self._ids = [], {}, set(), set()
             self._folders = {}
         self._offset = news.offset
         for record in news.records:
-            try:
-                decision = Decision.model_validate(record)
-            except ValueError:
-                continue  # the fold names it
+            decision = Decision.model_validate(record)
             self._decided.add(decision.experiment_id)
             self.undecided.discard(decision.experiment_id)
             self._looked_at.pop(decision.experiment_id, None)

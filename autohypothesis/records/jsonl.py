@@ -142,8 +142,16 @@ def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], lis
     return parse(content)
 
 
-def read_new(path: Path, offset: int) -> News:
+def as_record(line: bytes) -> dict[str, Any]:
+    """Return the JSON object in a line; raise ValueError in words that follow its number."""
+    return as_object(parse_json(line))
+
+
+def read_new(path: Path, offset: int, read: Callable[[bytes], dict[str, Any]] = as_record) -> News:
     """Read the records appended to `path` after `offset`; an unfinished last line stays for later.
+
+    Args:
+        read: as of `parse`.
 
     Raises:
         RecordError: the path is no regular file, or more than `FILE_LIMIT` bytes are new.
@@ -159,18 +167,17 @@ def read_new(path: Path, offset: int) -> News:
     except FileNotFoundError:
         return News([], [], 0, restarted=offset > 0)
     content = content[: content.rfind(b"\n") + 1]
-    records, problems = parse(content)
+    records, problems = parse(content, read)
     return News(records, problems, start + len(content), restarted)
 
 
 def parse(
-    content: bytes,
-    read: Callable[[bytes], dict[str, Any]] = lambda line: as_object(parse_json(line)),
+    content: bytes, read: Callable[[bytes], dict[str, Any]] = as_record
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records in `content`, and the problems by number of line (from 1).
 
     Args:
-        read: makes a record of a line, or raises ValueError in words that follow its number.
+        read: makes a record of a line, as `as_record` does.
     """
     records: list[dict[str, Any]] = []
     problems: list[str] = []

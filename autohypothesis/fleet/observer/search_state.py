@@ -78,7 +78,7 @@ class ExperimentIndex:
         """The first run of each commit."""
         self._changes: dict[str, RunChange] = {}
         self._hashes: dict[str, ArtifactHashes | None] = {}
-        """Experiment -> what git has of its commit, where it was asked."""
+        """Commit -> its artifacts, of runs that an older version recorded; None: not in git."""
 
     def refresh(self) -> None:
         """Take in the experiments that were submitted since."""
@@ -93,17 +93,17 @@ class ExperimentIndex:
         """Return a run of `commit`, which has its settings."""
         return self._by_commit.get(commit)
 
-    def hashes(self, run: IndexedRun) -> tuple[str, str]:
-        """Return `tree_hash` and `code_hash` of a run, each empty where it is not known.
+    def code_of(self, run: IndexedRun) -> str:
+        """Return the `code_hash` of a run, empty where it is not known.
 
-        Records of older versions lack them: git is asked then.
+        Records of older versions lack it: it is made of what git has.
         """
         runtime = run.runtime
         # What was refused before it ran has no record of its change: it is no earlier run.
         was_run = runtime.diff_hash or runtime.parent_commit is None
-        if not runtime.code_hash and was_run and (found := self._from_git(run)):
-            return found.tree, found.code
-        return runtime.tree_hash, runtime.code_hash
+        if not runtime.code_hash and was_run and (found := self._artifacts(run)):
+            return found.code
+        return runtime.code_hash
 
     def change_of(self, run: IndexedRun) -> RunChange:
         """Return what a run changed in its base."""
@@ -113,15 +113,15 @@ class ExperimentIndex:
         return self._changes[name]
 
     def _changed(self, run: IndexedRun, overrides: Settings) -> RunChange:
-        runtime, code = run.runtime, self.hashes(run)[1]
+        runtime, code = run.runtime, self.code_of(run)
         base = self._by_commit.get(runtime.parent_commit or "")
         settings = {name.upper(): value for name, value in overrides.items()}
         is_edit = runtime.parent_commit is not None and not overrides
         if base is not None:
-            before = self.hashes(base)[1]
+            before = self.code_of(base)
             is_edit = code != before if code and before else is_edit
             if not settings and base.settings != run.settings:
-                found = self._from_git(run)  # a constant that follows others is no change
+                found = self._artifacts(run)  # a constant that follows others is no change
                 settings = {
                     name.upper(): value
                     for name, value in run.settings.items()
@@ -131,15 +131,34 @@ class ExperimentIndex:
         title = run.plan.hypothesis.title
         return RunChange(title, settings, is_edit, code, runtime.diff_stat)
 
+    def _artifacts(self, run: IndexedRun) -> ArtifactHashes | None:
+        """Return code and settings of a run's artifacts; None where git does not have them.
+
+        To read a script takes some 20 ms. A run that set constants of its base alone has its code,
+        so the chain of bases is followed to a run of which more is not known.
+        """
+        chain = [run]
+        while (
+            last := chain[-1]
+        ).commit not in self._hashes and last.plan.hypothesis.config_overrides:
+            base = self._by_commit.get(last.runtime.parent_commit or "")
+            if base is None or base.commit in {each.commit for each in chain}:
+                break
+            chain.append(base)
+        found: ArtifactHashes | None = None
+        for each in reversed(chain):
+            if each.commit not in self._hashes:
+                names = {name.lower() for name in each.plan.hypothesis.config_overrides}
+                is_same_code = found is not None and names and names <= found.settings
+                self._hashes[each.commit] = found if is_same_code else self._from_git(each)
+            found = self._hashes[each.commit]
+        return found
+
     def _from_git(self, run: IndexedRun) -> ArtifactHashes | None:
-        name, project = run.plan.experiment_id, self.project
-        if name not in self._hashes:
-            self._hashes[name] = None
-            with suppress(AutohypothesisError):
-                self._hashes[name] = artifact_hashes(
-                    project.repository, project.task, run.commit, run.settings
-                )
-        return self._hashes[name]
+        project = self.project
+        with suppress(AutohypothesisError):
+            return artifact_hashes(project.repository, project.task, run.commit, run.settings)
+        return None
 
     def _add(self, name: str) -> None:
         paths = self.project.layout.run(name)
@@ -162,15 +181,11 @@ class ExperimentIndex:
 
 
 class Candidate(NamedTuple):
-    """What an idea makes of the reference: its artifacts, and its settings in lower case."""
+    """What an idea makes of the reference: a git tree, with its settings in lower case."""
 
+    tree: str
     hashes: ArtifactHashes
     settings: Settings
-
-    def equals(self, tree: str, code: str, settings: Settings) -> bool:
-        """Return whether these are the same files, or the same settings on the same code."""
-        is_code = code == self.hashes.code
-        return tree == self.hashes.tree or (is_code and self.has_settings(settings))
 
     def has_settings(self, settings: Settings) -> bool:
         """Return whether these are its settings, as far as they are no code."""
@@ -220,7 +235,7 @@ class Reference:
         if run is None:
             return unnamed
         settings, name = unnamed.by_name(run.settings), run.plan.experiment_id
-        code_hash = index.hashes(run)[1]
+        code_hash = index.code_of(run)
         return replace(unnamed, settings=settings, experiment_id=name, code_hash=code_hash)
 
     def by_name(self, settings: Settings) -> dict[str, Setting]:
@@ -260,7 +275,7 @@ class Reference:
             if name in now_are and texts.get(name) == now_are[name]
         }
         settings = {**kept, **settings_of(repository, task, tree)}
-        return Candidate(artifact_hashes(repository, task, tree, settings), settings)
+        return Candidate(tree, artifact_hashes(repository, task, tree, settings), settings)
 
 
 _CHANGE = {"config_overrides", "patch", "instructions", "artifacts_from"}
@@ -360,7 +375,7 @@ class SearchState:
                 title=run.plan.hypothesis.title,
                 description=run.plan.hypothesis.rationale,
                 diff_hash=run.runtime.diff_hash,
-                code_hash=self.index.hashes(run)[1],
+                code_hash=self.index.code_of(run),
                 reason=reason,
             )
 
@@ -379,8 +394,7 @@ class SearchState:
         reason = self._against_settings(idea.config_overrides)
         if reason or idea.replicates:
             return reason
-        if (run := self.earlier_run(idea, besides=besides)) is not None:
-            name = run.plan.experiment_id
+        if (name := self.earlier_run(idea, besides=besides)) is not None:
             return f"it was run before, as {name}: {self._duplicates(besides).outcome(name)}"
         for other in others:
             if other.hypothesis_id != besides and self._are_equal(idea, other):
@@ -406,27 +420,25 @@ class SearchState:
             return error.problem
         return violation(self.steering, before, {**before, **wanted})
 
-    def earlier_run(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
+    def earlier_run(self, idea: Proposal, *, besides: str = "") -> str | None:
         """Return the experiment that ran what this idea makes, not counting those of `besides`.
 
-        A replicate does not count: its first experiment does. Else a win that was contaminated
-        after its replicates had run would be refused as a duplicate of them when it comes back.
+        That is the same files, or else the same settings on the same code. A replicate does not
+        count: its first experiment does. Else a win that was contaminated after its replicates had
+        run would be refused as a duplicate of them when it comes back.
         """
         made, check = self.reference.candidate(self.index.project, idea), self._duplicates(besides)
-        alike = []
+        if made is not None and (name := check.run_of(made.tree, made.hashes.tree)) is not None:
+            return name
         for name, run in self.index.runs.items():
             if made is None:
                 is_equal = self._is_change(run, idea)
-            elif run.runtime.code_hash or made.has_settings(run.settings):
-                tree, code = self.index.hashes(run)
-                is_equal = made.equals(tree, code, run.settings)
             else:
-                continue  # git need not be asked what a run with other settings was
+                is_equal = made.has_settings(run.settings)
+                is_equal = is_equal and self.index.code_of(run) == made.hashes.code
             if is_equal and check.counts(name):
-                if made is None or tree == made.hashes.tree:
-                    return run
-                alike.append(run)
-        return next(iter(alike), None)
+                return name
+        return None
 
     def _duplicates(self, besides: str) -> DuplicateCheck:
         index = self.index
@@ -446,4 +458,6 @@ class SearchState:
         )
         if first is None or second is None or Change.of(other) == Change():
             return Change.of(idea) == Change.of(other)
-        return first.equals(second.hashes.tree, second.hashes.code, second.settings)
+        is_code = first.hashes.code == second.hashes.code
+        is_tree = first.hashes.tree == second.hashes.tree
+        return is_tree or (is_code and first.has_settings(second.settings))
