@@ -767,11 +767,17 @@ class Tokenizer:
         text = json.dumps({"pattern": SPLIT_PATTERN, "tokens": encoded})
         _write(folder / "tokenizer.json", text)
 
-    def encode(self, text: str) -> Tokens:
-        """Token ids of `text`, without BOS; text that spells a special token is plain text."""
+    def encode(self, text: str, prepend: int | None = None) -> Tokens:
+        """Token ids of `text`, behind the token `prepend` if there is one, without BOS otherwise.
+
+        Text that spells a special token is plain text.
+        """
         import numpy as np
 
-        return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+        tokens = self._encoding.encode_ordinary(text)
+        if prepend is not None:
+            tokens.insert(0, prepend)
+        return np.array(tokens, dtype=np.int64)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return self._encoding.decode(list(tokens))
@@ -963,6 +969,13 @@ def _record(event: str, **more: Any) -> None:
         os.close(file)
 
 
+def get_token_bytes(device: str = "cpu") -> torch.Tensor:
+    """The bytes that each token stands for, IntTensor[VOCAB_SIZE], by its published name."""
+    import torch
+
+    return torch.tensor(Tokenizer.load().token_bytes, dtype=torch.int32, device=device)
+
+
 # ---------------------------------------------------------------------------------------------
 # Loader
 
@@ -971,11 +984,14 @@ DATA_ORDER = 1234  # never the seed: with the order varied too, the spread of ru
 
 
 def make_dataloader(
-    tokenizer: Tokenizer, batch_size: int, seq_len: int, split: str = "cpu"
+    tokenizer: Tokenizer,
+    B: int,  # noqa: N803 (both names are the published ones)
+    T: int,  # noqa: N803
+    split: str = "cpu",
 ) -> Iterator[Batch]:
     """Endless batches (x, y, epoch) of text, the same for every run on the same data.
 
-    x and y are LongTensor[batch_size, seq_len]; y is x, one token on. A row is full and starts with
+    x and y are LongTensor[B, T]; y is x, one token on. A row is full and starts with
     BOS; a document longer than a row is cut into pieces, each behind a BOS of its own, and no text
     is dropped. On a GPU a thread works ahead.
 
@@ -995,11 +1011,11 @@ def make_dataloader(
     threads = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
     files = [prepared.val_file] if split == "val" else prepared.train_files
     texts = _encoded_text(tokenizer, files, threads)
-    rows = _packed_rows(tokenizer, texts, seq_len, prepared.profile.buffer_tokens)
+    rows = _packed_rows(tokenizer, texts, T, prepared.profile.buffer_tokens)
 
     def on_host() -> Iterator[Batch]:
         while True:
-            chosen = [next(rows) for _ in range(batch_size)]
+            chosen = [next(rows) for _ in range(B)]
             batch = torch.from_numpy(np.stack([row for row, _ in chosen]))
             x, y = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
             if device != "cpu":

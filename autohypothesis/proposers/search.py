@@ -23,6 +23,7 @@ from autohypothesis.proposers.knobs import (
     kind_of,
     knobs_of,
 )
+from autohypothesis.records.comparison import fixed
 from autohypothesis.schema import Prediction, Proposal, Setting
 
 FIRST = -0.1
@@ -260,7 +261,8 @@ def _effect(history: History, effect: Effect) -> str:
         return "crashed"
     if effect.gain is None:
         return "has nothing to compare with"
-    return f"{_delta(history, effect.gain) + 0.0:+.4f}{' (kept)' if effect.kept else ''}"
+    delta = fixed(_delta(history, effect.gain) + 0.0, 4, "+")
+    return f"{delta}{' (kept)' if effect.kept else ''}"
 
 
 def _cut(text: str, length: int) -> str:

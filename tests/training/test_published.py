@@ -44,3 +44,17 @@ def test_published_loaders_give_full_rows_of_training_or_validation_text(
     assert texts["train"] != texts["val"]
     ours = next(prepare.make_dataloader(tokenizer, 3, 16, "cpu"))[0]
     assert ours.tolist() == texts["train"], "one loader, by both names"
+
+
+def test_published_calls_by_keyword_and_the_bytes_of_tokens_are_understood(
+    prepare: ModuleType,
+) -> None:
+    tokenizer = prepare.Tokenizer.from_directory()
+    bos = tokenizer.get_bos_token_id()
+    tokens = tokenizer.encode("some text", prepend=bos)
+    assert tokens[0] == bos and tokenizer.decode(tokens[1:]) == "some text"
+    sizes = prepare.get_token_bytes(device="cpu")
+    assert len(sizes) == tokenizer.get_vocab_size() and sizes[bos] == 0
+    assert sizes[tokens].sum() == len("some text")
+    named = next(prepare.make_dataloader(tokenizer=tokenizer, B=2, T=8, split="train"))[0]
+    assert named.shape == (2, 8)

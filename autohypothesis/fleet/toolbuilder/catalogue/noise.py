@@ -107,11 +107,11 @@ def text(found: Row) -> str:
     for key, words in (
         ("sd", "sd of a run"), ("sd_pair", "sd of a pair"), ("min_delta", "suggested min_delta"),
     ):  # fmt: skip
-        lines.append(f"  {words:<21}{shown(found[key], '.6f')}")
+        lines.append(f"  {words:<22}{shown(found[key])}")
     for key, words in (("same_seed", "with the same seed"), ("across_seeds", "across seeds")):
         part = found[key]
-        spread = "no repeats" if part is None else f"{part['sd']:.6f}, {part['runs']} runs"
-        lines.append(f"  sd {words:<18}{spread}")
+        spread = "no repeats" if part is None else f"{shown(part['sd'])}, {part['runs']} runs"
+        lines.append(f"  sd {words:<19}{spread}")
     return "\n".join(filter(None, [*lines, found["note"]]))
 
 
