@@ -222,7 +222,8 @@ def _bwrap(granted: SandboxSpec) -> list[str]:
         ("--ro-bind-try", (*granted.fixed, *granted.protected)),
     ):
         for path in paths:
-            mounts += [(name, [option, str(path), name]) for name in all_names([path])]
+            names = (name for name in all_names([path]) if not _is_linked(name, granted, hidden))
+            mounts += [(name, [option, str(path), name]) for name in names]
     if granted.temporary is not None:
         mounts.append(("/tmp", ["--bind", str(granted.temporary), "/tmp"]))
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
@@ -293,6 +294,19 @@ def _not_yet_seen(granted: SandboxSpec, hidden: set[str]) -> list[str]:
         if did_you_mean is None or did_you_mean in hidden:
             unseen.append(name)
     return unseen
+
+
+def _is_linked(name: str, granted: SandboxSpec, hidden: set[str]) -> bool:
+    """Return whether a link that the program sees leads to `name`, where nothing can be mounted.
+
+    It is reached under its real name then. A link in a folder that is not shown leads nowhere.
+    """
+    for link in (folder for folder in Path(name).parents if folder.is_symlink()):
+        opened = all_names(granted.read)
+        around = next((each for each in map(str, link.parents) if each in opened | hidden), None)
+        if around in opened - hidden:
+            return True
+    return False
 
 
 def _gpu_nodes() -> list[str]:

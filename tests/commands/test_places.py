@@ -196,3 +196,14 @@ def test_a_script_in_a_subfolder_is_searched_when_the_folder_is_named(
     ok(called("run-experiment", "--settle", "--desc", "mine", cwd=nested))
     changed = git(nested, "diff", "--name-only", "main", "autoresearch/t")
     assert changed == "my pkg/train.py"
+
+
+@pytest.mark.parametrize("linked", ["research", "research/runs"])
+def test_research_on_another_disk_behind_a_link_is_as_good_as_here(
+    cli: Cli, foreign: Path, tmp_path: Path, linked: str
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (foreign / linked).parent.mkdir(exist_ok=True)
+    (foreign / linked).symlink_to(tmp_path / "disk")
+    answer = cli("run-experiment", "--decide")
+    assert answer.returncode == 0, answer.stderr

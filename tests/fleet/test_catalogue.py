@@ -161,7 +161,10 @@ def test_noise_says_when_there_is_too_little_and_when_enough(research: Research)
     assert found["enough"] and found["note"] == ""
     assert found["sd"] == pytest.approx(math.sqrt(2.5))
     shown = research.call("noise").stdout
-    assert "suggested min_delta   4.47214" in shown and "sd with the same seed 0.707107, 2 runs" in shown
+    assert (
+        "suggested min_delta   4.47214" in shown
+        and "sd with the same seed 0.707107, 2 runs" in shown
+    )
 
 
 def test_a_difference_is_given_in_units_of_noise(research: Research) -> None:
