@@ -309,6 +309,7 @@ def request_for_ever(tell: Callable[[object], None], root: Path, name: str) -> N
     for number in itertools.count():
         tools.request(Layout(root), f"{name}-{number}", problem="", requested_by="")
         tell(f"{name}-{number}")
+        time.sleep(0.02)  # those who wait look this often: without a gap one may never find it free
 
 
 def test_requests_of_several_at_once_that_were_answered_outlive_a_kill(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.hub.server import commits, inspection, intake, serving
+from autohypothesis.hub.server import commit_index, inspection, intake, serving
 from autohypothesis.hub.server.settings import Settings
 from autohypothesis.hub.server.store import CommitStore
 
@@ -26,7 +26,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "pack": (Path, "rename"),
     "idx": (Path, "rename"),
     "refs": (CommitStore, "anchor"),
-    "recorded": (commits, "record"),
+    "recorded": (commit_index, "record"),
 }
 
 

@@ -17,7 +17,7 @@ from autohypothesis.engine.collect import end_overdue
 from autohypothesis.engine.processes import MIN_STOPPED_S
 from autohypothesis.engine.shim import ScoreCommand, stopped_shim
 from tests.conftest import wait_until
-from tests.shim.conftest import MakeLaunch, Start, alive
+from tests.shim.conftest import MakeLaunch, Run, Start, alive
 
 
 def make_overdue(run: Any, seconds: float) -> None:
@@ -29,22 +29,38 @@ def make_overdue(run: Any, seconds: float) -> None:
 
 def stop(run: Any) -> None:
     os.kill(run.handle.pid, signal.SIGSTOP)
-    wait_until(lambda: system.is_stopped(run.handle.pid))
+    wait_until(lambda: system.is_stopped(run.handle.pid) or run.launch.run.exit.exists())
+
+
+def stopped_before_its_deadline(start: Start) -> Run:
+    """A training whose shim is stopped; its deadline is as near as this machine is quick."""
+    seconds = 2.0
+    while True:
+        began = time.monotonic()
+        run = start("gated", deadline_seconds=seconds)
+        wait_until(lambda: run.text("pid") or run.launch.run.exit.exists())  # noqa: B023
+        stop(run)
+        if time.monotonic() < began + seconds:
+            return run
+        os.kill(run.handle.pid, signal.SIGCONT)
+        seconds *= 2
+
+
+def sleep_past_the_deadline(run: Run, least: float = 0.0) -> None:
+    time.sleep(max(run.launch.deadline_seconds, least) + 0.2)
 
 
 def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_is(
     start: Start,
 ) -> None:
     """Whether the second training ended in time cannot be known."""
-    past = start("gated", deadline_seconds=2.5)
-    past.wait_for("pid")
-    stop(past)  # before anything else: its deadline is near
+    past = stopped_before_its_deadline(start)
     within = start("gated")
     within.wait_for("pid")
     stop(within)
     past.go()
     wait_until(lambda: not alive(int(past.text("pid"))))
-    time.sleep(MIN_STOPPED_S + 0.5)
+    sleep_past_the_deadline(past, MIN_STOPPED_S)
     for run in (within, past):
         os.kill(run.handle.pid, signal.SIGCONT)
     within.go()
@@ -57,11 +73,9 @@ def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_i
 
 
 def test_a_short_pause_with_the_deadline_in_it_is_not_believed(start: Start) -> None:
-    run = start("gated", deadline_seconds=2.5)
-    run.wait_for("pid")
-    stop(run)
+    run = stopped_before_its_deadline(start)
     run.go()
-    time.sleep(2.7)
+    sleep_past_the_deadline(run)
     os.kill(run.handle.pid, signal.SIGCONT)
     check_not_believed(run.wait())
 
