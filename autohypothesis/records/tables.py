@@ -97,9 +97,11 @@ def _is_baseline(entry: FoldEntry) -> bool:
 
 
 def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -> float | None:
+    """Return what the best is better than: the baseline before it on its platform, the last one,
+    since a reference that a person moved is measured anew, and is no gain."""
     if best is None or (placed := entries[best].placement) is None:
         return None
-    platform = _compared(entries[best], placed)[0]
+    platform, until = _compared(entries[best], placed)[0], placed.ordinal or 0
     kept = [
         (other.ordinal, other.metric_value)
         for entry in entries.values()
@@ -107,8 +109,9 @@ def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -
         and (other.tag, other.status, _is_baseline(entry)) == (tag, "keep", True)
         and not (entry.facts.damage or entry.wrong)
         and _compared(entry, other)[0] == platform
+        and (other.ordinal or 0) <= until
     ]
-    return min(kept, default=(0, None))[1]
+    return max(kept, default=(0, None))[1]
 
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:

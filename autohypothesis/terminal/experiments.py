@@ -187,8 +187,12 @@ def _numbers(results: Results) -> Iterator[tuple[str, Cell]]:
     metric = plain_line(results.metric)
     yield "search", Text(plain_line(f"{results.tag or 'a search'} in {results.source}"), "bold")
     yield "experiments", counts_text(results.outcomes)
-    if results.start is not None:
-        yield "start", f"{metric} {number(results.start.value, 6)}"
+    if (start := results.start) is not None:
+        first = next(step for step in results.keeps if step.platform_key == start.platform_key)
+        words = f"{metric} {number(start.value, 6)}"
+        if first.experiment_id != start.experiment_id:
+            words += f", where the reference was moved to; at first {number(first.value, 6)}"
+        yield "start", words
     if results.best is not None:
         text = Text(f"{metric} {number(results.best.value, 6)}", "bold green")
         if results.gain and results.start is not None and results.start.value:

@@ -131,6 +131,26 @@ def test_status_says_once_how_commits_on_the_branch_come_into_the_search(
     assert rows(cli)[-1]["parent_commit"] == mine
 
 
+def test_what_a_person_gained_on_the_branch_is_no_gain_of_the_search(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    assert cli("run-experiment", "--baseline", "--decide", "--tag", "t").returncode == 0
+    git(foreign, "switch", "-q", "autoresearch/t")
+    script = foreign / "train.py"
+    script.write_text(script.read_text().replace("RATE = 0.1", "RATE = 0.2"))
+    git(foreign, "commit", "-qam", "mine")
+    (need,) = json.loads(cli("status", "--json").stdout)["needs"]
+    git(foreign, *need["run"].split()[1:])
+    for words in (["--baseline"], ["--set", "RATE=0.3"]):
+        assert cli("run-experiment", *words, "--decide").returncode == 0
+    first, moved, best = (row["metric_value"] for row in rows(cli))
+    assert first > moved > best
+    told = json.loads(cli("status", "--json").stdout)["best"]
+    assert (told["value"], told["baseline"]) == (best, moved)
+    results = json.loads(cli("show-results", "--json").stdout)
+    assert (results["start"]["value"], results["gain"]) == (moved, pytest.approx(moved - best))
+
+
 def test_a_keep_is_taken_back_by_a_decision_and_not_by_a_reset_of_the_branch(
     cli: Cli, foreign: Path, git: Git
 ) -> None:

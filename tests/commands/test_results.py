@@ -65,6 +65,20 @@ def test_each_keep_is_measured_against_the_one_before_it_and_the_first() -> None
     assert found.keep_rate == pytest.approx(2 / 3), "the baseline is no idea"
 
 
+def test_a_reference_that_a_person_moved_is_a_start_and_no_gain(page: Callable[..., str]) -> None:
+    search = Search().ran("keep", 1.2).ran("keep", 1.15).ran("keep", 1.0, reason="baseline")
+    moved = search.results()
+    assert moved.start == moved.best and moved.gain == 0
+    found = search.ran("keep", 0.9).results()
+    assert found.start and found.start.value == 1.0 and found.gain == pytest.approx(0.1)
+    gains = [(step.gain, step.total_gain) for step in found.keeps]
+    assert gains[0] == gains[2] == (None, None)
+    assert gains[3] == (pytest.approx(0.1), pytest.approx(0.1))
+    said = " ".join(page(results_page(found, 9), 80).split())
+    assert "start val_bpb 1.000000, where the reference was moved to; at first 1.200000" in said
+    assert "better by 0.100000 (10.0 %)" in said
+
+
 def test_where_more_is_better_so_are_the_gains() -> None:
     up = {"direction": "maximize", "metric_name": "score"}
     found = (

@@ -42,8 +42,7 @@ def best_run(board: Mapping[str, Any]) -> BestRun | None:
     if value is None:
         return None
     direction: Direction = "maximize" if row.get("direction") == "maximize" else "minimize"
-    # A reference that was moved by hand and measured anew is a start, and no gain.
-    baseline = value if row.get("reason") == "baseline" else real(board.get("baseline"), metric)
+    baseline = real(board.get("baseline"), metric)
     # `+ 0.0` makes a zero of a negative zero.
     gain = None if baseline is None else better_by(value, baseline, direction) + 0.0
     return BestRun(

@@ -92,7 +92,7 @@ class KeptTrial(DecidedExperiment):
     """As it was decided; in a table of another loop against the kept one before it, on its
     platform. None for the first."""
     total_gain: float | None = None
-    """Against the first kept one of its platform."""
+    """Against the baseline before it, or else the first kept one, of its platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +241,8 @@ def _steps(kept: Iterable[DecidedExperiment]) -> list[KeptTrial]:
     steps = []
     for trial in kept:
         before = by_platform.setdefault(trial.platform_key, [])
+        if trial.baseline:
+            before.clear()  # a reference that a person moved is another start, and no gain
         compared = trial.compared
         if compared is None and before:
             compared = Comparison(_gain(trial, before[-1]), maximize=trial.direction == "maximize")
@@ -259,11 +261,13 @@ def _steps(kept: Iterable[DecidedExperiment]) -> list[KeptTrial]:
 def _start(
     kept: Iterable[DecidedExperiment], best: DecidedExperiment | None
 ) -> DecidedExperiment | None:
-    """Return where the platform of the best began: its baseline, else its first keep."""
+    """Return where the best began: the last baseline before it, else the first keep, of its
+    platform. There are several baselines where a person moved the reference."""
     if best is None:
         return None
     same = [trial for trial in kept if trial.platform_key == best.platform_key]
-    return next((trial for trial in same if trial.baseline), same[0])
+    before = same[: same.index(best) + 1] if best in same else same
+    return next((trial for trial in reversed(before) if trial.baseline), same[0])
 
 
 def _gain(trial: DecidedExperiment, over: DecidedExperiment) -> float:
