@@ -133,6 +133,14 @@ Time = Annotated[
     AfterValidator(utc),  # what pydantic made of a number
     PlainSerializer(rfc3339, return_type=str, when_used="json"),
 ]
+
+
+def id_text(value: object) -> object:
+    """Return an id as text: older tools wrote `gpu_id: 0`."""
+    return str(value) if isinstance(value, int) else value
+
+
+IdText = Annotated[str, BeforeValidator(id_text)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
 Setting = bool | int | float | str | list[Any] | None
 """A literal that a top-level constant can hold."""
@@ -351,7 +359,7 @@ class Hypothesis(Proposal):
 
 
 class PlannedHypothesis(Tolerant):
-    hypothesis_id: str = ""
+    hypothesis_id: IdText = ""
     title: str = ""
     rationale: str = ""
     config_overrides: dict[str, Any] = {}
@@ -365,10 +373,10 @@ class PlannedHypothesis(Tolerant):
 class Plan(Tolerant):
     """`research/plans/<experiment_id>.json`, written in the step that allocates the id."""
 
-    experiment_id: str = ""
+    experiment_id: IdText = ""
     created_at: Time
     based_on_commit: str = ""
-    worker_id: str = ""
+    worker_id: IdText = ""
     tag: str = ""
     seed: Whole = None
     replicates: str | None = None
@@ -383,26 +391,16 @@ class Plan(Tolerant):
 
 
 class RunIdentity(Tolerant):
-    experiment_id: str = ""
-    worker_id: str = ""
-    gpu_id: str = ""
-    hypothesis_id: str = ""
+    experiment_id: IdText = ""
+    worker_id: IdText = ""
+    gpu_id: IdText = ""
+    hypothesis_id: IdText = ""
     rationale: str = ""
     title: str = ""
     tag: str = ""
     seed: Whole = None
     replicates: str | None = None
     node_id: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _ids_are_text(cls, data: Any) -> Any:
-        """Older tools wrote `gpu_id: 0`."""
-        if isinstance(data, dict):
-            for key in ("gpu_id", "worker_id", "hypothesis_id", "experiment_id"):
-                if isinstance(data.get(key), int):
-                    data = {**data, key: str(data[key])}
-        return data
 
 
 NO_SANDBOX = ("none", "hashes")
@@ -525,8 +523,8 @@ class Event(Tolerant):
 
     event_type: EventType
     recorded_at: Time
-    worker_id: str = ""
-    gpu_id: str = ""
+    worker_id: IdText = ""
+    gpu_id: IdText = ""
     commit: str = ""
 
 
@@ -757,8 +755,8 @@ class Problem(Strict):
 
 
 class Worker(Tolerant):
-    worker_id: str
-    gpu_id: str
+    worker_id: IdText
+    gpu_id: IdText
     """The name that the user chose it by: an index of NVML, or the core of a CPU slot."""
     device: str = ""
     """The device that is leased: the UUID of a GPU, or `cpu-<core>`."""
@@ -822,10 +820,10 @@ def worker_state(value: object) -> object:
 class Heartbeat(Tolerant):
     """`research/live/workers/<worker_id>.json`."""
 
-    worker_id: str
+    worker_id: IdText
     node_id: str = ""
-    gpu_id: str = ""
-    run_id: str | None = None
+    gpu_id: IdText = ""
+    run_id: IdText | None = None
     state: Annotated[WorkerState, BeforeValidator(worker_state)] = "idle"
     updated_at: Time
     pid: Whole = None

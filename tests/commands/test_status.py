@@ -139,6 +139,7 @@ def test_a_damaged_manifest_does_not_stop_status(fleet: Any, content: str) -> No
     view = overview(fleet.layout)
 
     assert "research/fleet/manifest.json" in needs(view)
+    assert [need.run for need in view.needs if "mend it, or move it away" in need.what] == [""]
     assert view.tag == "nov20"
     assert view.best is not None
     assert [worker.worker_id for worker in view.workers] == ["cpu0"]

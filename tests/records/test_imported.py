@@ -123,6 +123,16 @@ def test_what_versions_of_that_format_differ_in_changes_no_row(tree: Any, name: 
     assert rows() == before
 
 
+def test_ids_that_are_numbers_in_a_plan_or_in_events_invalidate_no_run(tree: Any) -> None:
+    numbers = {"worker_id": 0, "hypothesis": {"hypothesis_id": 12, "title": "a title"}}
+    made = {"experiment_id": 7, "created_at": "2026-03-28T00:00:00Z", **numbers}
+    tree.put(tree.layout.plan(name_of(3)), made)
+    event = {"event_type": "run_started", "recorded_at": "2026-03-28T00:00:00Z", "gpu_id": 0}
+    tree.layout.run(name_of(3)).events.write_text(json.dumps(event) + "\n")
+    assert sync(tree.layout).problems == []
+    assert tree.rows()[name_of(3)]["status"] == decision_of(3)
+
+
 def test_a_missing_plan_and_a_name_with_capitals_cost_nothing_else(tree: Any) -> None:
     layout = tree.layout
     layout.plan(name_of(3)).unlink()
@@ -219,7 +229,8 @@ def test_the_heartbeat_of_an_older_tool_is_read(tree: Any) -> None:
         "state": "running", "updated_at": "2026-03-28T00:00:00+00:00", "pid": os.getpid(),
     }  # fmt: skip
     tree.put(tree.layout.heartbeat("worker-gpu0"), beat)
-    tree.put(tree.layout.heartbeat("worker-gpu1"), {**beat, "state": "between runs"})
+    numbers = {"state": "between runs", "gpu_id": 0, "run_id": 7}
+    tree.put(tree.layout.heartbeat("worker-gpu1"), {**beat, **numbers})
     assert sync(tree.layout).problems == []
 
 

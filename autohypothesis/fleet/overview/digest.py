@@ -349,7 +349,7 @@ def _first(page: Digest) -> list[Notice]:
         note(f"the largest gain of one step: {most.title}", f"show {most.experiment_id}")
     if page.provisional:
         count = len(page.provisional)
-        note(f"{count} kept on one seed, not confirmed yet", f"show {page.provisional[-1]}")
+        note(f"{count} kept, not confirmed at further seeds", f"show {page.provisional[-1]}")
     crashes, decided = page.decided.get("crash", 0), tried(page.decided)
     if page.crashes and crashes >= MANY_CRASHES * decided:
         worst = page.crashes[0]

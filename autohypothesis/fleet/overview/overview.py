@@ -545,7 +545,10 @@ class _Reader:
 
     def _damage(self, path: Path, reason: str) -> None:
         problem = Problem(path=self._short(path), reason=shown(reason))
-        self._note_kinds("damaged: ", [problem], "sync")
+        if path == self.layout.manifest:  # no command writes it anew
+            self._note_kinds("damaged: ", [problem], advice="; mend it, or move it away")
+        else:
+            self._note_kinds("damaged: ", [problem], "sync")
 
     def _short(self, path: Path) -> str:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))
