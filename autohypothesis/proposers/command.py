@@ -1,9 +1,10 @@
 """Any program as a proposer, a language model's command line included.
 
 It gets the situation as one JSON document on standard input (the table in docs/fleet.md) and
-answers hypotheses as JSON lines. Lines that are none are given back once, with the reason; a wrong
-field beside a good change costs that field. Its exit status says nothing: only lines count, and a
-program without ideas prints `[]`. Nothing that it writes is ever run here.
+answers hypotheses as JSON lines. Lines that are none are given back once, with the reason. Words
+around a good line cost nothing, and a wrong field beside a good change costs that field. Its exit
+status says nothing: only lines count, and a program without ideas prints `[]`. Nothing that it
+writes is ever run here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +76,8 @@ class Command:
         answer = self._ask(document, deadline)
         good, bad = read_answer(answer.out)
         is_in_time = answer.exit_code is not None and time.monotonic() < deadline
-        if bad and is_in_time and not self._stopped:
+        is_asked_again = not good or any(item.is_meant for item in bad)
+        if bad and is_asked_again and is_in_time and not self._stopped:
             errors = [{"line": item.line[:MAX_SHOWN], "reason": item.reason} for item in bad]
             answer = self._ask({**document, "errors": errors}, deadline)
             corrected, worse = read_answer(answer.out)
@@ -231,12 +234,17 @@ class BadLine(NamedTuple):
     line: str
     reason: str
 
+    @property
+    def is_meant(self) -> bool:
+        """Return whether it begins as JSON does, and not as words do."""
+        return self.line.lstrip().startswith(("{", "["))
+
 
 def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
     """Return the hypotheses in `text`, and the lines that are none.
 
-    JSON lines, a line with a list of them, or one JSON document over several lines; fences of
-    Markdown are skipped. None instead of an empty list: the text is empty.
+    JSON lines, a line with a list of them, or JSON over several lines, with words before and
+    behind; fences of Markdown are skipped. None instead of an empty list: the text is empty.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.lstrip().startswith("```")]
@@ -249,13 +257,17 @@ def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
 
 def _values(lines: list[str]) -> Iterator[tuple[str, Any]]:
     """Yield (source text, JSON value or `BadLine`) for each item."""
-    parsed = [(line, _parsed(line)) for line in lines]
-    if any(isinstance(value, BadLine) for _, value in parsed):
-        whole = "\n".join(lines)
-        document = _parsed(whole)
-        if not isinstance(document, BadLine):
-            parsed = [(whole, document)]
-    for line, value in parsed:
+    tries, lines = MAX_BAD, lines[::-1]
+    while lines:
+        line = lines.pop()
+        value = _parsed(line)
+        if isinstance(value, BadLine) and value.is_meant and tries:
+            tries -= 1
+            rest = "\n".join([line, *lines[::-1]]).lstrip()
+            with suppress(ValueError, RecursionError):
+                line = rest[: json.JSONDecoder().raw_decode(rest)[1]]
+                value = _parsed(line)
+                del lines[len(lines) - line.count("\n") :]
         if isinstance(value, list):
             yield from ((json.dumps(part), part) for part in value)
         else:

@@ -18,7 +18,7 @@ from autohypothesis.fleet.observer.introduction import introduce, strangers
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
     LONGEST_PAUSE_S,
-    MAX_WITHOUT_RESULT,
+    MAX_UNUSABLE_ANSWERS,
     ProposerAnswer,
     ProposerPool,
 )
@@ -100,6 +100,55 @@ def test_one_that_works_again_is_no_problem_any_more(clock: Clock) -> None:
     (answer,) = answered(pool)
     pool.record_answer_outcome("listed", len(answer.proposals), {})
     assert pool.problems() == [] and pool.next_to_ask(1, device_idle=True)
+
+
+def test_of_whose_ideas_none_is_taken_that_is_told_with_the_reason(clock: Clock) -> None:
+    pool = ProposerPool([Listed([[idea(WIDHT=2)]])])
+    ask(pool)
+    (answer,) = answered(pool)
+    pool.record_answer_outcome(answer.proposer, 0, {"wider": "there is no constant 'WIDHT'"})
+    (line,) = pool.problems()
+    assert line.startswith("proposer listed") and line.endswith(
+        "'wider': there is no constant 'WIDHT'"
+    )
+    pool.record_answer_outcome(answer.proposer, 1, {"wider": "there is no constant 'WIDHT'"})
+    assert pool.problems() == []
+
+
+def test_what_a_worker_refuses_is_told_to_its_proposer_and_to_people(
+    fleet_project: Project,
+) -> None:
+    hand = Hands(fleet_project, "w0")
+    bad = Proposal(title="a patch", patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-x\n+y\n")
+    listed = Listed([[bad]] * 5 + [[idea(RATE=2.0)]])
+    watched = observer(fleet_project, listed)
+    turns(watched, lambda: len(watched.history.latest) == 2, hand)
+    refusals = [told.refused.get("a patch", "") for told in listed.told]
+    # The second question may be asked before the first idea has reached the worker.
+    assert not refusals[0] and all("does not apply" in why for why in refusals[2:6]), refusals
+    assert len(refusals) >= 6 and watched.proposals.refused == 5
+
+
+def test_a_search_goes_on_where_its_last_run_was_refused_in_between(
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, most=2)
+    turns(watched, watched.history.has_reference, hand)
+    watched.queue.add(idea(RATE=2.0), proposer="person")
+    turns(watched, lambda: watched.queue.dispatched())
+    claimed = hand.claim(watched)
+    assert claimed is not None and watched.criteria.room() == 0
+    room = watched.criteria.room
+
+    def room_and_refusal() -> int | None:
+        left = room()
+        if watched.queue.running():
+            watched.queue.finish(claimed.hypothesis_id, "w0", closed="abandoned", outcome="no")
+        return left
+
+    monkeypatch.setattr(watched.criteria, "room", room_and_refusal)
+    assert watched.turn() and not watched.queue.running(), watched.status
 
 
 def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clock) -> None:
@@ -339,9 +388,10 @@ def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) 
 
 def test_one_whose_ideas_never_come_to_a_result_is_asked_later_and_later(clock: Clock) -> None:
     pool = ProposerPool([Listed()])
-    for _ in range(MAX_WITHOUT_RESULT):
+    for _ in range(MAX_UNUSABLE_ANSWERS):
         pool.record_answer_outcome("listed", 1, {})
-    assert pool.next_to_ask(1, device_idle=True)
+        assert pool.next_to_ask(1, device_idle=True)
+        pool.refuse("listed", "a patch", "it does not apply")
     for _ in range(3):
         assert not pool.is_exhausted
         pool.record_answer_outcome("listed", 1, {})

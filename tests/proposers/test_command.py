@@ -124,6 +124,29 @@ def test_a_wrong_field_costs_that_field_and_the_idea_stays(
     assert (tmp_path / "calls").read_text() == "x"
 
 
+PRETTY = (
+    "print('Here is my idea [1]:\\n```json')\n"
+    "print(json.dumps([{'title': 'a', 'config_overrides': {'DEPTH': 2}}], indent=1))\n"
+    "print('```\\nLet me know how it goes!')\n"
+)
+LINES = "print('loading')\nsay(title='a', config_overrides={'DEPTH': 2})\nprint('done in 3 s')\n"
+
+
+@pytest.mark.parametrize("code", [PRETTY, LINES])
+def test_words_around_an_idea_cost_no_second_question(
+    program: Program, situation: Any, tmp_path: Path, code: str
+) -> None:
+    proposer = program("open('calls', 'a').write('x')\n" + code)
+    assert [one.title for one in proposer.propose(situation, 5)] == ["a"]
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_of_json_that_breaks_off_whole_ideas_are_taken(program: Program, situation: Any) -> None:
+    code = "if asked['errors']: sys.exit()\nideas = [{'title': n, 'patch': n} for n in 'abc']\n"
+    proposer = program(code + "print(json.dumps(ideas, indent=1)[:-20])\n")
+    assert [one.title for one in proposer.propose(situation, 5)] == ["a", "b"]
+
+
 def test_a_failed_correction_costs_the_bad_lines_only(program: Program, situation: Any) -> None:
     proposer = program(
         "if asked['errors']: sys.exit(3)\n"

@@ -263,7 +263,8 @@ class Observer:
         self.ended = criteria.why_over()
         self._closing = bool(self.ended)
         state = "waiting" if self.steering.stop else "working"
-        if self._closing or (criteria.room() == 0 and not criteria.has_assigned_work()):
+        # Room last: a claim that a worker refuses in between makes room again.
+        if self._closing or (not criteria.has_assigned_work() and criteria.room() == 0):
             self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
             busy = criteria.has_assigned_work() or self._has_to_decide()

@@ -44,11 +44,8 @@ MAX_REFUSALS = 50
 THINKING_S = 60.0
 """Seconds that an idle device waits for a proposer before another one fills in."""
 MAX_UNUSABLE_ANSWERS = 3
-"""Answers in a row, on the same evidence, of which nothing could be used."""
-MAX_WITHOUT_RESULT = 200
-"""Ideas that are taken of a proposer on the same evidence. More come only where workers refuse them
-all, as they do a patch that does not apply: then an answer is a reason to wait, too."""
-
+"""Answers in a row, on the same evidence, of which nothing could be used. After as many ideas that
+turned out to be of no use, as a patch that does not apply, every answer is a reason to wait."""
 
 BY_HAND = "person"
 """The proposer of what a person queued."""
@@ -82,10 +79,12 @@ class _Member:
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """Of its last answer, as in `ProposerAnswer`."""
+    late: dict[str, str] = field(default_factory=dict)
+    """What was refused of earlier answers while it thinks."""
     unusable_answers: int = 0
     """Since the last decision, or the last idea that was taken."""
-    taken: int = 0
-    """Ideas since the last decision."""
+    useless: int = 0
+    """Ideas that were queued and then refused, since the last decision."""
 
     def wait_longer(self) -> None:
         self.pause = min(max(self.pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
@@ -158,9 +157,9 @@ class ProposerPool:
     def record_answer_outcome(self, proposer: str, taken: int, refused: dict[str, str]) -> None:
         """Note what became of an answer; one of which nothing could be used is a reason to wait."""
         member = self._members[proposer]
-        member.refused = dict(list(refused.items())[-MAX_REFUSALS:])
-        member.taken += taken
-        if taken and member.taken <= MAX_WITHOUT_RESULT:
+        told = {**member.late, **refused}
+        member.refused, member.late = dict(list(told.items())[-MAX_REFUSALS:]), {}
+        if taken and member.useless < MAX_UNUSABLE_ANSWERS:
             member.wait_no_longer()
             member.unusable_answers = 0
         elif not member.problem:
@@ -170,15 +169,15 @@ class ProposerPool:
     def refuse(self, proposer: str, title: str, reason: str) -> None:
         """Note that an idea which was queued turned out to be of no use."""
         if (member := self._members.get(proposer)) is not None:
-            kept = list(member.refused.items())[-(MAX_REFUSALS - 1) :]
-            member.refused = dict([*kept, (title, reason)])
+            (member.late if member.thinks else member.refused)[title] = reason
+            member.useless += 1
 
     def reset_after_decision(self) -> None:
         """Let a proposer that had no ideas be asked again: it may have one now."""
         for member in self._members.values():
             if not member.problem:
                 member.wait_no_longer()
-            member.unusable_answers = member.taken = 0
+            member.unusable_answers = member.useless = 0
 
     def close(self) -> None:
         """Stop the proposers that still think and have a `stop`."""
@@ -201,12 +200,20 @@ class ProposerPool:
         return [name for name, member in self._members.items() if member.thinks]
 
     def problems(self) -> list[str]:
-        """Return which proposers failed, how, and when they are asked again; and wrong fields."""
+        """Return which proposers failed, how, and when they are asked again; wrong fields; and of
+        which program all ideas are refused."""
         now = monotonic()
         lines = [
             f"proposer {name}: {title!r} {reason}"
             for name, member in self._members.items()
             for title, reason in list(member.left_out.items())[:1]
+        ]
+        lines += [
+            f"proposer {name}: nothing of its last answer is taken; {title!r}: {reason}"
+            for name, member in self._members.items()
+            if (member.unusable_answers or member.useless)
+            and not getattr(member.proposer, "fills_in", False)
+            for title, reason in list(member.refused.items())[:1]
         ]
         return lines + [
             f"proposer {name} failed: {member.problem}; asked again in"
@@ -274,6 +281,8 @@ class ProposalIntake:
     """Set anew every turn; None before the first."""
     proposed: int = 0
     refused: int = 0
+    _taken: dict[str, str] = field(default_factory=dict)
+    """Hypothesis that has not ended -> its proposer."""
     _validated: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Hypothesis -> the reference and the steering under which it was found to be fine."""
 
@@ -296,8 +305,22 @@ class ProposalIntake:
             self.pool.ask(name, self.state.situation(self.queue, brief), count)
 
     def collect(self) -> list[str]:
-        """Queue what was answered meanwhile; return a line for each idea."""
-        return [line for answer in self.pool.answers() for line in self.take(answer)]
+        """Queue what was answered; return a line for each idea, and each that a worker refused."""
+        lines = [line for name in list(self._taken) for line in self._follow(name)]
+        return lines + [line for answer in self.pool.answers() for line in self.take(answer)]
+
+    def _follow(self, name: str) -> list[str]:
+        """Tell a proposer when a worker has refused its idea; return a line about it."""
+        placed = self.queue.read(name)
+        if placed is not None and placed[0].state != "done":
+            return []
+        proposer = self._taken.pop(name)
+        if placed is None or placed[1].closed != "abandoned":
+            return []
+        title, reason = placed[1].title, placed[1].outcome
+        self.pool.refuse(proposer, title, reason)
+        self.refused += 1
+        return [f"{name} ({title}) was refused: {reason}"]
 
     def take(self, answer: ProposerAnswer) -> list[str]:
         """Queue what can be run; return a line for each idea, and for each that is refused."""
@@ -313,6 +336,7 @@ class ProposalIntake:
                 refused[proposal.title] = reason
             else:
                 added = self.queue.add(proposal, proposer=name)
+                self._taken[added.hypothesis_id] = name
                 lines.append(f"{added.hypothesis_id} from {name}: {added.title}")
         self.proposed += len(lines)
         self.refused += len(refused)
@@ -348,6 +372,7 @@ class ProposalIntake:
                 continue
             self._validated.pop(name, None)
             self.queue.abandon(name, reason)
+            self._taken.pop(name, None)
             self.pool.refuse(idea.proposer, idea.title, reason)
             self.refused += 1
             lines.append(f"{name} ({idea.title}) was refused: {reason}")
