@@ -82,6 +82,11 @@ def plain_line(text: str) -> str:
     return " ".join(plain(text, " ").split())
 
 
+def cut(text: str, most: int) -> str:
+    """Return the first `most` characters of `text`, an ellipsis last where that is not all."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def shortened(text: str, most: int) -> str:
     """Return `text` with its middle cut out where it has more than `most` characters.
 

@@ -164,8 +164,7 @@ def gather(
     repeated = bool(metadata.run.replicates)
     kept = any(run.decision_status == "keep" for run in past.runs_of(base, key))
     # The engine cannot repeat what it did not run: its value stays provisional.
-    wanted = task.policy.replicates if not unchanged and case.submitted else 0
-    wanted = further or wanted
+    wanted = further or (task.policy.replicates if not unchanged and case.submitted else 0)
     added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
     return Evidence(
         value=None if failed else result.metric_value,

@@ -12,6 +12,7 @@ from itertools import chain
 from random import Random
 
 from autohypothesis.fleet.proposing import Situation
+from autohypothesis.plain import cut
 from autohypothesis.proposers import joint
 from autohypothesis.proposers.history import Effect, History
 from autohypothesis.proposers.knobs import (
@@ -192,7 +193,7 @@ def title_of(history: History, overrides: Mapping[str, Setting]) -> str:
         f"{name} {shown(history.reference[name])} -> {shown(value)}"
         for name, value in overrides.items()
     )
-    return _cut(", ".join(parts), MAX_TITLE)
+    return cut(", ".join(parts), MAX_TITLE)
 
 
 def shown(value: Setting) -> str:
@@ -220,7 +221,7 @@ def _proposal(history: History, overrides: dict[str, Setting], reason: str, plac
     reasons = [reason, *(_tried(history, name) for name in overrides)]
     return Proposal(
         title=title_of(history, overrides),
-        rationale=_cut(" ".join(reasons), MAX_RATIONALE),
+        rationale=cut(" ".join(reasons), MAX_RATIONALE),
         config_overrides=overrides,
         prediction=_prediction(history, overrides),
         priority=max(LEAST, round(FIRST - STEP * place, 4)),
@@ -263,7 +264,3 @@ def _effect(history: History, effect: Effect) -> str:
         return "has nothing to compare with"
     delta = fixed(_delta(history, effect.gain) + 0.0, 4, "+")
     return f"{delta}{' (kept)' if effect.kept else ''}"
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -154,6 +154,19 @@ class DecisionHistory:
         best = best_of(kept)
         return None if best is None else self.latest[best]
 
+    def taken_back(self) -> dict[str, Decision]:
+        """Return experiment -> the decision that took its keep back, where that stands."""
+        kept: set[str] = set()
+        found: dict[str, Decision] = {}
+        for decision in self.decisions:
+            name = decision.experiment_id
+            if decision.decision_status == "keep":
+                kept.add(name)
+                found.pop(name, None)
+            elif name in kept:
+                found.setdefault(name, decision)
+        return found
+
     def has_gained(self, reference: str, is_ancestor: Callable[[str, str], bool]) -> bool:
         """Return whether a kept change that was not refuted is part of the reference."""
         return any(

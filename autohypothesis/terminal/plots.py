@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.plain import plain_line
+from autohypothesis.plain import cut, plain_line
 from autohypothesis.records.files import write_atomic
 from autohypothesis.records.outcomes import counts_line, tally_rows, word_of
 from autohypothesis.records.outputs import PICTURE_MARK
@@ -92,8 +92,7 @@ def _drawn_as(row: Mapping[str, Any]) -> str:
 
 
 def _label(axes: Any, row: Mapping[str, Any]) -> None:
-    text = plain_line(str(row.get("description") or row["id"]))
-    short = text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
+    short = cut(plain_line(str(row.get("description") or row["id"])), LABEL_LENGTH)
     axes.annotate(
         short, (row["ordinal"], row["metric_value"]), xytext=(6, 7), textcoords="offset points",
         fontsize=8, rotation=22, color="#333333", parse_math=False,

@@ -21,6 +21,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.plain import cut
 from autohypothesis.records.files import FileStamp, file_stamp, load_or_none, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.normal_form import tree_of
@@ -99,8 +100,7 @@ def _summary(result: OthersResult) -> str:
 def _line(agent: str, text: str) -> str:
     """Return one line without control characters, so that it cannot look like a section of ours."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    line = f"{agent} said: {words}"
-    return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
+    return cut(f"{agent} said: {words}", _LINE)
 
 
 HUB_PROPOSER = "hub"

@@ -23,10 +23,10 @@ from autohypothesis.fleet.knowledge.knowledge_base import (
     RATIONALE,
     carried,
     change_of,
-    cut,
     edit_words,
 )
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
+from autohypothesis.plain import cut
 from autohypothesis.records.comparison import comparison_of, fixed, is_near_miss, near_misses
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autohypothesis.errors import RecordError, UsageError
-from autohypothesis.plain import plain, table_text, templates
+from autohypothesis.plain import cut, plain, table_text, templates
 from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, read_bytes, write_atomic, write_json
 from autohypothesis.records.history import DecisionHistory, is_lost
@@ -59,11 +59,6 @@ _MEMORY = {
     "peak_vram_mb": 1 / 1024, "memory_mb": 1 / 1024,
 }  # fmt: skip
 _METRIC = ("val_bpb", "metric_value", "metric")
-
-
-def cut(text: str, most: int) -> str:
-    """Return `text`, shortened to `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
@@ -193,17 +188,13 @@ class KnowledgeReport:
         ]
 
     def _contradictions(self) -> list[str]:
-        """Return the keeps that were taken back or refuted."""
-        latest: dict[str, str] = {}
-        lines = []
-        for decision in self.history.decisions:
-            before = latest.get(decision.experiment_id)
-            latest[decision.experiment_id] = decision.decision_status
-            if before == "keep" and decision.decision_status != "keep":
-                now_is = f"{decision.decision_status}: {decision.reason}"
-                lines.append(f"{decision.experiment_id} was kept, then {now_is}")
+        """Return the keeps that were taken back, and the gains that were refuted."""
+        back, lines = self.history.taken_back(), []
+        for name, decision in self.history.latest.items():
+            if taken := back.get(name):
+                lines.append(f"{name} was kept, then {taken.decision_status}: {taken.reason}")
             elif decision.confirmation == "refuted":
-                lines.append(f"{decision.experiment_id} was refuted: {decision.detail}")
+                lines.append(f"{name} was refuted: {decision.detail}")
         return [line[:TEXT] for line in lines[-MAX_REGIONS:]]
 
     def _meta(self, decided: Sequence[Decision]) -> dict[str, Any]:

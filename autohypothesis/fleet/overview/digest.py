@@ -110,8 +110,8 @@ class Digest:
     confirmed: list[str]
     """Kept, since runs at further seeds were better too."""
     provisional: list[str]
-    refuted: list[str]
-    """Kept, and no better than their base in later runs."""
+    taken_back: dict[str, str]
+    """Kept, and decided otherwise since -> the reason."""
     not_confirmed: list[str]
     """Better on one seed, and not kept, since runs at further seeds were no better."""
     near_misses: list[NearMiss]
@@ -143,11 +143,11 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     tag = tag or standing.tag
     until = now()
     since = until - timedelta(hours=since_hours) if since_hours is not None else None
-    rows, latest, unread = list[Row](), dict[str, Decision](), list[Notice]()
+    rows, history, unread = list[Row](), DecisionHistory(), list[Notice]()
     with _noting(unread):
         rows = of_search(read_ledger(layout), tag)
     with _noting(unread):
-        latest = DecisionHistory.of_tag(layout, tag).latest
+        history = DecisionHistory.of_tag(layout, tag)
     reference = standing.reference
     if tag != standing.tag:
         with suppress(AutohypothesisError):
@@ -155,7 +155,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     by_id = {str(row["id"]): row for row in rows}
     decided = [
         (by_id[name], decision)
-        for name, decision in latest.items()
+        for name, decision in history.latest.items()
         if name in by_id and (since is None or decision.recorded_at >= since)
     ]
     spans = device_intervals(layout, rows, since, until)
@@ -167,14 +167,14 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     others = [
         (word_of(row), row)
         for name, row in by_id.items()
-        if name not in latest
+        if name not in history.latest
         and (row.get("ordinal") is None or row.get("decided_by") == IMPORTED)
         and (since is None or str(row.get("timestamp")) >= rfc3339(since))
     ]
     words = [*((_word(*each), each[0]) for each in decided), *others]
     outcomes = tally((word, is_baseline(row)) for word, row in words).outcomes
 
-    def confirmed_as(word: str, status: str = "keep") -> list[str]:
+    def decided_as(status: str, word: str) -> list[str]:
         return [
             str(row["id"])
             for row, _ in decided
@@ -195,10 +195,14 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
             # A damaged bundle disagrees with its decision: that is no step.
             if decision.decision_status == "keep" and row.get("status") != "damaged"
         ],
-        confirmed=confirmed_as("confirmed"),
-        provisional=confirmed_as("provisional"),
-        refuted=confirmed_as("refuted"),
-        not_confirmed=confirmed_as("refuted", "discard"),
+        confirmed=decided_as("keep", "confirmed"),
+        provisional=decided_as("keep", "provisional"),
+        taken_back={
+            name: decision.detail or decision.reason
+            for name, decision in history.taken_back().items()
+            if name in names
+        },
+        not_confirmed=decided_as("discard", "refuted"),
         near_misses=[each for each in near_misses(rows, reference) if each.experiment_id in names],
         crashes=_failures(decided, "crash"),
         lost=_failures(decided, "lost"),
@@ -338,8 +342,8 @@ def _first(page: Digest) -> list[Notice]:
     def note(what: str, command: str) -> None:
         notices.append(Notice(what, suggested(f"{RUN} {command}")))
 
-    for name in page.refuted:
-        note(f"{name} was kept, and its gain did not hold on other seeds", f"show {name}")
+    for name, why in page.taken_back.items():
+        note(f"{name} was kept, and taken back: {why}", f"show {name}")
     best = page.overview.best
     if best is not None and best.improvement and page.tag == page.overview.tag:
         note(f"the best, {best.experiment_id}, changes this against the baseline", "best --diff")
