@@ -171,7 +171,7 @@ def results_page(results: Results, count: int, *, kept_only: bool = False) -> Re
         last = f", the last {count} of {len(results.keeps)}" if len(results.keeps) > count else ""
         parts.append(titled(f"kept, each against its base{last}", body))
     if top := results.top(count, kept_only=kept_only):
-        what = "kept" if kept_only else "experiments"
+        what = "kept" if kept_only else "experiment" if len(top) == 1 else "experiments"
         rows = [
             (number(trial.value, 6), cell_of(trial.compared), memory(trial.memory_gb),
              Text(plain_line(trial.status), STATUS_STYLE.get(trial.status, "")),

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -72,8 +71,12 @@ def status_page(view: Overview) -> RenderableType:
         parts.append(titled("next in the queue", waiting_table(view.waiting)))
     if view.needs:
         parts.append(titled("needs you", _needs(view.needs)))
-    parts.append(Text.assemble("\nnext: ", (view.next_command, "cyan")))
+    parts.append(_next(view))
     return Group(*parts)
+
+
+def _next(view: Overview) -> Text:
+    return Text.assemble("\nnext: ", (view.next_command, "cyan"))
 
 
 def _search(view: Overview) -> Iterator[tuple[str, Cell]]:
@@ -83,13 +86,14 @@ def _search(view: Overview) -> Iterator[tuple[str, Cell]]:
         first.append(f"  reference {(view.reference or '–')[:7]}", "default")
     yield "search", first
     yield "best", _best(view.best)
-    if view.best is not None and view.best.title:
+    if view.best is not None and view.best.title and view.best.improvement != 0:
         yield "", Text(plain_line(view.best.title), "italic", no_wrap=True, overflow="ellipsis")
     yield "experiments", _counted(view)
     for win in view.awaiting[:AWAITING]:
         text = Text(f"{plain_line(win.experiment_id)} {win.words}", "yellow")
         yield "a win", text.append(f": {plain_line(win.found)}", "default")
-    yield "queue", queue_counts(view)
+    if view.counts:
+        yield "queue", queue_counts(view)
 
 
 def queue_counts(view: Overview) -> str:
@@ -246,7 +250,7 @@ def brief_page(brief: Brief) -> RenderableType:
     parts += _section("constraints", brief.constraints)
     parts += _section("notes", brief.notes)
     if brief.findings:
-        parts.append(titled("findings", Group(*map(_finding, brief.findings))))
+        parts.append(titled("findings", paragraphs("·", map(_finding, brief.findings))))
     parts += _section("open questions", brief.open_questions)
     if brief.current_config:
         pairs = (f"{name}={value}" for name, value in sorted(brief.current_config.items()))
@@ -268,13 +272,13 @@ def _section(title: str, lines: Iterable[str]) -> list[RenderableType]:
     return [titled(title, body)] if body.row_count else []
 
 
-def _finding(finding: Finding) -> RenderableType:
+def _finding(finding: Finding) -> Text:
     text = Text(plain_line(finding.title))
     confidence = f"confidence {finding.confidence}" if finding.confidence != "" else ""
     for words in (finding.evidence, finding.mechanism, finding.implication, confidence):
         if words:
             text.append(f"\n{plain_line(words)}", "bright_black")
-    return Padding(text, (0, 0, 0, 2))
+    return text
 
 
 # ── the digest ──────────────────────────────────────────────────────────────────────────────
@@ -316,6 +320,8 @@ def digest_page(page: Digest) -> RenderableType:
         parts.append(
             titled("where the ideas came from", TextTable(names, records, right=range(1, 7)))
         )
+    if not page.decided:
+        parts.append(_next(page.overview))
     return Group(*parts)
 
 
@@ -334,7 +340,8 @@ def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
             text.append(f", {gain} than the baseline", "default")
         yield "best", text
     idle = "" if page.idle_share is None else f", idle for {share(page.idle_share)} of their time"
-    yield "devices", f"{page.device_hours:,.2f} device-hours{idle}"
+    if page.device_hours:
+        yield "devices", f"{page.device_hours:,.2f} device-hours{idle}"
 
 
 def _decided(page: Digest) -> Text:

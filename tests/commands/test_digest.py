@@ -208,7 +208,8 @@ def test_a_title_cannot_forge_a_line(night: Any, page: Any) -> None:
 def test_the_morning_after_nothing(foreign: Any, fleet: Any, cli: Any) -> None:
     answer = cli("digest")
     assert answer.returncode == 0, answer.stderr
-    assert "nothing yet" in answer.stdout
+    assert "nothing yet" in answer.stdout and "device-hours" not in answer.stdout
+    assert answer.stdout.rstrip().endswith("next: python orchestrator.py up")
 
     document = json.loads(cli("digest", "--json", "--since", "12").stdout)
     assert document["decided"] == {}

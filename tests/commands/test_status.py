@@ -123,7 +123,7 @@ def test_no_research_folder_says_how_to_start(foreign: Any, cli: Any) -> None:
     answer = cli("status")
 
     assert answer.returncode == 0
-    assert "no search yet" in answer.stdout
+    assert "no search yet" in answer.stdout and "queue" not in answer.stdout
     assert answer.stdout.rstrip().endswith("next: python orchestrator.py up")
     assert not (foreign / "research").exists()
 

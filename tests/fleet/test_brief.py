@@ -76,7 +76,8 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
         row("baseline-t-1", "keep", 1.4, ordinal=1),
         row(f"{kept}-1", "keep", 1.3, ordinal=2, delta=-0.1, confirmation="confirmed", commit="c1"),
         row(f"{kept}-2", "replicate", 1.31, ordinal=3, replicates=f"{kept}-1", seed=43),
-        row("h-t-0900-1", "discard", 1.45, ordinal=4, improvement=-0.15, min_delta=0.03),
+        row("h-t-0900-1", "discard", 1.45, ordinal=4, improvement=-0.15, min_delta=0.03,
+            reason="worse"),
         row("h-t-0901-1", "crash", ordinal=5, failure_kind="oom"),
         row("h-t-0902-1", "crash", ordinal=6, failure_kind="infra"),
         row("h-u-0001-1", "keep", 0.1, ordinal=1, tag="u"),
@@ -112,6 +113,7 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
     assert found[f"f-{kept}-1"]["implication"] == "in the reference: RATE = 2"
     assert found["f-h-t-0901-1"]["implication"].startswith("fails (oom)")
     assert "0.15 worse than its base (min_delta 0.03)" in found["f-h-t-0900-1"]["evidence"]
+    assert found["f-h-t-0900-1"]["implication"] == "no gain", "what the evidence says in numbers"
     assert found["f-h-t-0903-1"]["implication"].startswith("near miss (0.024 better, twice")
 
 

@@ -200,7 +200,8 @@ def _constraints(task: Task, steering: Steering) -> list[str]:
         if limit.soft is not None:
             texts.append(f"{name} over {limit.soft:g} is noted")
     texts.append(f"only {task.artifact_words} may change")
-    texts.append(f"a change has at most {limits.max_files} files and {limits.max_lines} lines")
+    files = f"{limits.max_files} file{'s' * (limits.max_files != 1)}"
+    texts.append(f"a change has at most {files} and {limits.max_lines} lines")
     texts.append("one idea in a hypothesis: config_overrides, or patch, or instructions")
     return _lines(texts)
 
@@ -375,6 +376,8 @@ def _implication(row: Row) -> str:
     compared = comparison_of(row)
     if is_near_miss(row) and compared is not None:
         return f"near miss ({compared.near_miss})"
+    if compared is not None and row.get("reason") in ("worse", "within_noise"):
+        return "no gain"  # by how much is in the evidence
     return f"no gain ({row.get('outcome') or 'discarded'})"
 
 
