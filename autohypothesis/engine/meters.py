@@ -251,7 +251,8 @@ class ClockWatch:
         stated = _number(self._start.line.get("budget_seconds"))
         if stated is not None and not math.isclose(stated, self._budget, rel_tol=1e-6):
             return f"the clock ran on a budget of {stated:g} s, not {self._budget:g} s"
-        if kernel - self._budget > max(DRIFT * self._budget, OVERRUN_FLOOR_S):
+        late = self._stop.lag + max(DRIFT * self._budget, OVERRUN_FLOOR_S)
+        if kernel - self._budget > late:
             return f"the training took {kernel:.2f} s of a budget of {self._budget:g} s"
         return ""
 

@@ -28,7 +28,7 @@ def _run(start: Start, manner: str, clock: Clock, budget: float = BUDGET) -> Any
 def test_an_honest_clock_is_believed(start: Start, clock: Clock) -> None:
     end = _run(start, "honest", clock)
     assert end["clock"]["verdict"] == "ok", end["clock"]
-    late = 0.05 if clock == "cpu" else 0.4  # others may have the core when the time is over
+    late = 0.05 if clock == "cpu" else 0.5  # others may have the core when the time is over
     assert BUDGET <= end["clock"]["claimed_s"] < BUDGET + late
     near = max(0.1, end["clock"]["allowed_s"])
     assert end["clock"]["kernel_s"] == pytest.approx(end["clock"]["claimed_s"], abs=near)
@@ -108,6 +108,18 @@ def test_a_budget_overrun_is_invalid_however_honest(tmp_path: Path) -> None:
     bench.kernel += 14.0
     bench.write(event="stop", elapsed=14.0)
     assert bench.verdict() == ("invalid", "the training took 14.00 s of a budget of 10 s")
+
+
+def test_a_stop_that_a_busy_machine_saw_late_is_no_overrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.write(event="start")
+    stopped = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: stopped + 2.0)
+    bench.kernel += 12.0
+    bench.write(event="stop", elapsed=10.0, monotonic=stopped)
+    assert bench.verdict() == ("ok", "")
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,11 @@ def test_a_training_may_say_a_last_word_at_the_deadline(
     start: Start, within: tuple[str, ...]
 ) -> None:
     command = python_command(within, "polite")
-    run = start("polite", command=command, deadline_seconds=1.5, stop_grace_s=30.0)
-    end = run.wait()
+    for seconds in (1.5, 6.0, 24.0):
+        run = start("polite", command=command, deadline_seconds=seconds, stop_grace_s=30.0)
+        end = run.wait(90)
+        if run.text("pid"):  # else this machine was slower, and it was not there to hear
+            break
     assert (end["status"], end["exit_code"]) == ("deadline", 3)
     assert run.text("run.log") == "saving\n"
 
