@@ -21,9 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from autohypothesis.engine import program
+from autohypothesis.engine import constants, program
 from autohypothesis.engine.code_hash import artifact_hashes
-from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
 from autohypothesis.engine.failures import CRASHES, infra_reason, signal_of
@@ -186,11 +185,11 @@ def _settings(
     literals: dict[str, Any] = {}
     for path, source in python_sources(repository, task, commit).items():
         try:
-            literals = {**read_constants(source, path), **literals}
+            literals = {**constants.read_constants(source, path), **literals}
         except ChangeError as error:
             raise PreflightError(error.problem, hint=error.hint) from error
     if task.run.preflight is None or workspace is None:
-        return config_of(literals, None, task.run.options)
+        return config_of(literals, None, task.run.options, task.knobs)
     checkout = workspace.export.checkout(commit, task)
     sandbox = TaskSandbox(
         repository,
@@ -202,7 +201,7 @@ def _settings(
     )
     evaluator = workspace.export.evaluator(commit, task)
     verdict = run_preflight(sandbox, checkout.path, evaluator, inputs)
-    return config_of(literals, verdict.constants, task.run.options)
+    return config_of(literals, verdict.constants, task.run.options, task.knobs)
 
 
 def diff_stat(changes: Sequence[FileChange]) -> str:
@@ -243,27 +242,26 @@ def settings_of(repository: Repository, task: Task, commit: str) -> dict[str, An
     literals: dict[str, Any] = {}
     for source in python_sources(repository, task, commit).values():
         with suppress(ChangeError):
-            literals = {**read_constants(source), **literals}
-    return config_of(literals, None, task.run.options)
+            literals = {**constants.read_constants(source), **literals}
+    return config_of(literals, None, task.run.options, task.knobs)
 
 
 def config_of(
     literals: Mapping[str, Any],
     evaluated: Mapping[str, Any] | None = None,
     given: Collection[str] = (),
+    knobs: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the flat, lower-case settings of an experiment: what the model is built from.
 
     Literals come from the script as it is written, all else from the preflight's import. Neither
-    the seed nor what the command gives (`given`) is a setting of the script. A script without
-    upper-case names has its literals taken instead.
+    the seed nor what the command gives (`given`) is a setting of the script.
     """
     every = {**(evaluated or {}), **literals}
-    chosen = {name: value for name, value in every.items() if name.isupper()} or every
     return {
-        name.lower(): value
-        for name, value in chosen.items()
-        if name.lower() != "seed" and name not in given and _is_plain(value)
+        name.lower(): every[name]
+        for name in constants.setting_names(every, knobs)
+        if name.lower() != "seed" and name not in given and _is_plain(every[name])
     }
 
 
@@ -368,7 +366,7 @@ def overridden_tree(
                 hint=f"take --{name} out of the command",
             )
         chosen.setdefault(_path_of(name, sources), {})[name] = value
-    new = {path: set_constants(sources[path], wanted) for path, wanted in chosen.items()}
+    new = {path: constants.set_constants(sources[path], wanted) for path, wanted in chosen.items()}
     return repository.tree_with(base, new)
 
 
@@ -379,7 +377,7 @@ def _path_of(constant: str, sources: Mapping[str, bytes]) -> str:
     paths = [
         path
         for path, source in sources.items()
-        if constant.lower() in map(str.lower, settable_names(source))
+        if constant.lower() in map(str.lower, constants.settable_names(source))
     ]
     if len(paths) > 1:
         raise ChangeError(

@@ -13,7 +13,7 @@ import io
 import math
 import operator
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -80,6 +80,16 @@ def read_constants(source: bytes | str, name: str = "the script") -> dict[str, A
 def settable_names(source: bytes) -> list[str]:
     """Return the names that `set_constants` could find in `source`."""
     return [name for name, binding in _bindings(_parse(source)).items() if binding.values]
+
+
+def setting_names(constants: Iterable[str], knobs: Collection[str]) -> list[str]:
+    """Return the constants that are settings: in capitals, or among the task's `knobs`.
+
+    Where none is in capitals, all are.
+    """
+    names = list(constants)
+    in_capitals = any(map(str.isupper, names))
+    return [name for name in names if not in_capitals or name.isupper() or name in knobs]
 
 
 def computed_names(source: bytes) -> set[str]:

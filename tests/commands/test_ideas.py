@@ -312,3 +312,24 @@ def test_a_search_has_its_own_task_wherever_the_file_of_that_lies(
     (foreign / "train.py").write_text("OTHER = 1\n")
     asked = json.loads(cli("briefing", "--question", "1").stdout)
     assert (asked["reference"]["RATE"], asked["trials_in_all"]) == (0.2, 2)
+
+
+def test_a_knob_in_small_letters_beside_constants_in_capitals_is_a_setting(
+    cli: Any, foreign: Path, git: Any
+) -> None:
+    script = 'DATA = "x"\nrate = 0.5\nprint("val_bpb:", 1 + rate)\nprint("peak_vram_mb: 0")\n'
+    (foreign / "train.py").write_text(script)
+    (foreign / "task.yaml").write_text(
+        "id: t\nartifacts: [train.py]\nrun: {command: [python, train.py]}\n"
+        "knobs: {rate: {low: 0.1, high: 0.9}}\n"
+    )
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-qm", "a script and its task")
+    for words in (["--baseline"], ["--set", "rate=0.4"]):
+        ran = cli("run-experiment", *words, "--decide", "--tag", "one")
+        assert ran.returncode == 0, ran.stderr
+    asked = json.loads(cli("briefing", "--question", "1").stdout)
+    assert list(asked["knobs"]) == ["rate"] and asked["reference"]["rate"] == 0.4
+    assert [(trial["same_code"], trial["differs"]) for trial in asked["trials"]] == [
+        (True, {"rate": 0.5}), (True, {}),
+    ]  # fmt: skip

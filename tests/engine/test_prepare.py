@@ -329,6 +329,8 @@ def test_settings_are_what_json_can_hold_and_never_the_seed() -> None:
     assert settings == {"depth": 4, "width": 64}
     assert json.dumps(settings)
     assert config_of({"learning_rate": 0.1}, None) == {"learning_rate": 0.1}
+    mixed = {"DATA": "x", "lr": 0.1, "out": "y"}
+    assert config_of(mixed, None, knobs=["lr"]) == {"data": "x", "lr": 0.1}
 
 
 def test_the_same_idea_on_another_base_has_the_same_hash(

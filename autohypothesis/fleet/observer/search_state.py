@@ -6,7 +6,7 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 from autohypothesis.engine.candidate import python_sources, settings_of, tree_of
 from autohypothesis.engine.code_hash import ArtifactHashes, artifact_hashes
-from autohypothesis.engine.constants import check_kind, same, settable_names, value_texts
+from autohypothesis.engine.constants import (
+    check_kind,
+    same,
+    settable_names,
+    setting_names,
+    value_texts,
+)
 from autohypothesis.engine.duplicates import DuplicateCheck
 from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.project import Project
@@ -229,7 +235,7 @@ class Reference:
             commit,
             sources,
             None,
-            names=_constants(sources),
+            names=_constants(sources, task.knobs),
             task_hash=task_hash(task, protected_blobs(task, entries)),
         )
         if run is None:
@@ -302,7 +308,7 @@ def _sources(project: Project, commit: str) -> dict[str, str]:
     return found
 
 
-def _constants(sources: Mapping[str, str]) -> tuple[str, ...]:
+def _constants(sources: Mapping[str, str], knobs: Collection[str]) -> tuple[str, ...]:
     names: list[str] = []
     for path, text in sources.items():
         if not path.endswith(".py"):
@@ -311,7 +317,7 @@ def _constants(sources: Mapping[str, str]) -> tuple[str, ...]:
             settable = settable_names(text.encode())
         except AutohypothesisError:
             continue
-        names += [name for name in settable if name.isupper()] or settable
+        names += setting_names(settable, knobs)
     return tuple(dict.fromkeys(name for name in names if name != "SEED"))
 
 
