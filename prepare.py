@@ -10,6 +10,7 @@ runs it again in a fresh process (`--score`) for the number that counts.
         <source>-<hash>/          one preparation; the hash covers source and profile constants
             train/shard_00000.parquet ...   text to train on, column `text`
             val.parquet                     the validation documents, fixed
+            val.npy                         the same in tokens, for the scorer
             tokenizer.json                  the bytes of every token
             manifest.json                   profile, hashes, validation bytes; written last
 
@@ -27,20 +28,24 @@ import json
 import math
 import os
 import re
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import mmap
+    import random
+    import socket
     from types import ModuleType
 
     import numpy as np
     import torch
 
-    Tokens = np.ndarray[Any, np.dtype[np.int64]]
+    Tokens = np.ndarray[Any, np.dtype[np.integer[Any]]]
     Batch = tuple[torch.Tensor, torch.Tensor, int]
 
 FORMAT = 1  # of the prepared folder; raised when an older reader would misread it
@@ -59,7 +64,8 @@ class DamagedError(PrepareError):
 
 
 class EvaluationError(RuntimeError):
-    """A model cannot be scored. `kind`: peeking, not_finite, weights, shape or build_model."""
+    """A model cannot be scored. `kind`: peeking, not_finite, weights, shape, build_model, timeout,
+    or host: its process ended, or did not keep to the questions."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -224,7 +230,7 @@ class Prepared:
             "device": profile.device,
             "start_allowance_s": profile.start_allowance_s,
             "evaluation_allowance_s": profile.evaluation_allowance_s,
-            "held_out": [self.val_file.name],
+            "held_out": [self.val_file.name, "val.npy"],
             "constants": {
                 **asdict(profile),
                 "max_seq_len": profile.seq_len,
@@ -845,19 +851,53 @@ def _finish(folder: Path, profile: Profile, make: Callable[[], dict[str, Any]]) 
         Tokenizer.train(texts, profile.vocab_size).save(folder)
     tokenizer = Tokenizer.load(folder)
     files["tokenizer.json"] = _describe(folder / "tokenizer.json")
-    tokens = sum(len(tokenizer.encode(text)) for text in _read_parquet(folder / "val.parquet"))
+    tokens = _save_validation_tokens(folder, tokenizer)
+    files["val.npy"] = _describe(folder / "val.npy")
     manifest = {
         "format": FORMAT,
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "profile": asdict(replace(profile, vocab_size=tokenizer.vocab_size)),
         "data_hash": corpus["data_hash"],
         "tokenizer_hash": files["tokenizer.json"]["sha256"][:16],
-        "validation": corpus["validation"] | {"tokens": tokens},
+        "validation": corpus["validation"]
+        | {"tokens": len(tokens) - corpus["validation"]["documents"]},
         "files": files,
     }
     _write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     record.unlink()
     return read_folder(folder)
+
+
+def _save_validation_tokens(folder: Path, tokenizer: Tokenizer) -> Tokens:
+    """Writes val.npy: BOS and the tokens of each validation document, one after the other."""
+    import numpy as np
+
+    sizes, bos = np.array(tokenizer.token_bytes), np.array([tokenizer.bos])
+    parts: list[Tokens] = []
+    for text in _read_parquet(folder / "val.parquet"):
+        parts += [bos, tokenizer.encode(text)]
+        if sizes[parts[-1]].sum() != len(text.encode()):
+            raise _damage(folder, "tokenizer.json", "it loses bytes of validation text")
+    tokens = np.concatenate(parts).astype(np.int32)
+    with contextlib.suppress(OSError):
+        part = folder / f"val.{os.getpid()}.part.npy"
+        np.save(part, tokens)
+        part.replace(folder / "val.npy")
+    return tokens
+
+
+def validation_tokens(prepared: Prepared) -> Tokens:
+    """The content of val.npy. A folder of an earlier version gets it now, if it can be written."""
+    import numpy as np
+
+    folder, files = prepared.path, prepared.manifest["files"]
+    if "val.npy" in files:
+        return np.load(folder / "val.npy", allow_pickle=False)  # type: ignore[no-any-return]
+    tokens = _save_validation_tokens(folder, Tokenizer.load(folder))
+    with contextlib.suppress(OSError):
+        more = {"files": files | {"val.npy": _describe(folder / "val.npy")}}
+        _write(folder / "manifest.json", json.dumps(prepared.manifest | more, indent=1) + "\n")
+    return tokens
 
 
 def _first_characters(shards: list[Path], limit: int) -> Iterator[str]:
@@ -1112,6 +1152,9 @@ def _encoded_text(
 # ---------------------------------------------------------------------------------------------
 # Evaluation: bits per byte of fixed documents. The model sees x and returns logits, no more.
 
+Ask = Callable[[Any], Any]  # token ids, int32 [B, T], to float32 logits [B, T, V] of its own
+KEPT_BYTES = 1 << 28  # of logits that are held to be compared with a second answer
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -1122,66 +1165,284 @@ class Evaluation:
     seconds: float
 
 
-def validation_windows(tokenizer: Tokenizer, prepared: Prepared) -> list[Tokens]:
-    """BOS + document, for each document, as consecutive windows of at most seq_len predictions.
+@dataclass(frozen=True)
+class Windows:
+    """BOS + document, for each document, as consecutive rows of at most seq_len predictions.
 
-    window[:-1] are the inputs and window[1:] the targets. Neighbours share one token, the last
-    target of one being the first input of the next: every token but BOS is a target once.
+    tokens[start : start + size] are the inputs of a row, and one token on its targets. Neighbours
+    share one token, the last target of one being the first input of the next: every token but BOS
+    is a target once.
+    """
+
+    tokens: Tokens
+    starts: Tokens
+    sizes: Tokens
+    documents: Tokens  # the number of the document of each row
+
+    def inputs(self, rows: list[int], width: int) -> Tokens:
+        """int32 [len(rows), width]: as much of each row as fits, then zeros."""
+        import numpy as np
+
+        x = np.zeros((len(rows), width), dtype=np.int32)
+        for i, row in enumerate(rows):
+            size = min(width, int(self.sizes[row]))
+            x[i, :size] = self.tokens[self.starts[row] : self.starts[row] + size]
+        return x
+
+    def targets(self, row: int) -> Tokens:
+        return self.tokens[self.starts[row] + 1 : self.starts[row] + self.sizes[row] + 1]
+
+
+def windows_of(tokens: Tokens, bos: int, length: int) -> Windows:
+    """The documents in `tokens`, BOS before each, as rows of at most `length` predictions."""
+    import numpy as np
+
+    begins = np.flatnonzero(tokens == bos)
+    predictions = np.diff(np.append(begins, len(tokens))) - 1
+    counts = -(-predictions // length)
+    documents = np.repeat(np.arange(len(begins)), counts)
+    offsets = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+    sizes = np.minimum(length, predictions[documents] - offsets)
+    return Windows(tokens, begins[documents] + offsets, sizes, documents)
+
+
+def validation_windows(prepared: Prepared) -> Windows:
+    profile, facts = prepared.profile, prepared.manifest["validation"]
+    windows = windows_of(validation_tokens(prepared), profile.vocab_size - 1, profile.seq_len)
+    if (found := int(windows.sizes.sum())) != facts["tokens"]:
+        raise _damage(prepared.path, "val.npy", f"{found} tokens, {facts['tokens']} expected")
+    return windows
+
+
+class Exam:
+    """All rows in batches, in an order that `seed` decides, and the rows that are asked again.
+
+    Rows of like length are together, so little is padding, and few widths occur: a model may
+    compile for each. No batch holds two rows of one document: one could tell of the other.
+    """
+
+    def __init__(self, windows: Windows, profile: Profile, rows: int, seed: str) -> None:
+        import random
+
+        self.windows = windows
+        quarter = max(1, profile.seq_len // 4)
+        by_width: dict[int, list[int]] = {}
+        for row, size in enumerate(windows.sizes.tolist()):
+            width = min(profile.seq_len, -(-size // quarter) * quarter)
+            by_width.setdefault(width, []).append(row)
+        # Two lots: who sees the order of the rows does not see which of them are drawn.
+        lot, draw = random.Random(f"order {seed}"), random.Random(f"probes {seed}")
+        self.batches: list[tuple[int, list[int]]] = []
+        again: list[tuple[int, int, list[int]]] = []  # width, rows of a batch, those to ask again
+        for width, members in by_width.items():
+            batches = self._deal(members, rows, lot)
+            self.batches += [(width, batch) for batch in batches]
+            # Two for each batch of the profile's size; rows of a long document make smaller ones.
+            drawn = draw.sample(members, min(len(members), max(2, 2 * len(members) // rows)))
+            size = max(map(len, batches))
+            again += [(width, size, chosen) for chosen in self._deal(drawn, size, draw)]
+        lot.shuffle(self.batches)
+        seen = {row for _, _, chosen in again for row in chosen}
+        self.probes = [self._probe(*one, seen, draw) for one in again]
+        held = sum(len(probe.rows) for probe in self.probes) * profile.vocab_size * 4
+        for probe in self.probes:
+            probe.choose_places(windows, max(1, KEPT_BYTES // held), draw)
+
+    def _deal(self, rows: list[int], most: int, lot: random.Random) -> list[list[int]]:
+        """`rows` in batches of like size, `most` at most: those of a document go round."""
+        by_document: dict[int, list[int]] = {}
+        for row in lot.sample(rows, len(rows)):
+            by_document.setdefault(int(self.windows.documents[row]), []).append(row)
+        groups = list(by_document.values())
+        in_turn = [row for group in groups for row in group]
+        count = max(-(-len(rows) // most), *map(len, groups))
+        batches = [in_turn[start::count] for start in range(count)]
+        return [lot.sample(batch, len(batch)) for batch in batches]
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """As many rows, and as many tokens in a row, as any question has."""
+        return max(len(rows) for _, rows in self.batches), max(width for width, _ in self.batches)
+
+    def _probe(
+        self, width: int, size: int, rows: list[int], drawn: set[int], draw: random.Random
+    ) -> Probe:
+        """`rows` and strangers up to `size`, and the same with suffixes of other real text.
+
+        Strangers and suffixes are of none of the `drawn` rows, as long as there are others: a host
+        is to learn nothing of those before it is asked for them.
+        """
+        windows, documents = self.windows, self.windows.documents.tolist()
+        others = draw.sample(range(len(documents)), len(documents))
+        others.sort(key=lambda row: row in drawn)  # keeps the order of the rest
+        beside = {documents[row]: row for row in [*reversed(others), *rows]}  # one of a document
+        strangers = [row for row in beside.values() if row not in rows]
+        shown = rows + draw.sample(strangers, size - len(rows))
+        whole = windows.inputs(shown, width)
+        swapped, cuts = whole.copy(), []
+        long = [row for row in others if row not in drawn and windows.sizes[row] >= width]
+        for i, row in enumerate(shown):
+            foreign = [other for other in long or others if documents[other] != documents[row]]
+            suffix = windows.inputs([draw.choice(foreign or others)], width)[0]
+            cuts.append(draw.randint(1, max(1, int(windows.sizes[row]) - 1)))
+            swapped[i, cuts[i] :] = suffix[cuts[i] :]
+        shortest = int(windows.sizes[rows].min())
+        return Probe(rows, whole, swapped, draw.randint(1, max(1, shortest - 1)), cuts)
+
+    def answer(self, ask: Ask) -> float:
+        """The nats of all targets; the logits of rows that are asked again are kept.
+
+        Every row is summed by itself, and the rows in their own order, so no other changes it.
+        """
+        windows, nats = self.windows, [0.0] * len(self.windows.sizes)
+        kept = {row: (probe, i) for probe in self.probes for i, row in enumerate(probe.rows)}
+        for width, batch in self.batches:
+            logits = ask(windows.inputs(batch, width))
+            for i, row in enumerate(batch):
+                said = logits[i, : int(windows.sizes[row])]
+                nats[row] = float(token_nats(said, windows.targets(row)).sum())
+                if not math.isfinite(nats[row]):
+                    problem = f"the logits are not finite: the loss of a row is {nats[row]}"
+                    raise EvaluationError("not_finite", problem)
+                if row in kept:
+                    probe, place = kept[row]
+                    probe.said[place] = _array(said[probe.places[place]])
+        return math.fsum(nats)
+
+    def ask_again(self, ask: Ask, rounding_limit: float | None = None) -> float:
+        """How far logits move that nothing but rounding should move; `ask` saw none of the rows.
+
+        First come prefixes alone; then the same ones beside fewer rows, whose difference tells how
+        much is rounding; then the rows with suffixes of other real text (random ones could be
+        recognised); at last the rows among strangers. Raises EvaluationError("peeking") for more
+        than rounding explains.
+        """
+        rounding = ahead = 0.0
+        for probe in self.probes:
+            logits = ask(probe.whole[:, : probe.cut])
+            fewer = ask(probe.whole[::2, : probe.cut])
+            rounding = max(rounding, _difference(fewer, logits[::2]))
+            ahead = max(ahead, probe.difference(logits, [probe.cut] * len(probe.rows)))
+        limit = rounding_limit or min(0.05, max(0.001, 8 * rounding))
+        if rounding > limit:
+            raise EvaluationError(
+                "peeking",
+                f"the logits of a row move by {rounding:.3g} with the other rows of its batch: the "
+                "model looks at them, or draws random numbers in eval mode",
+            )
+        for probe in self.probes:
+            ahead = max(ahead, probe.difference(ask(probe.swapped), probe.cuts))
+        if ahead > limit:
+            raise EvaluationError(
+                "peeking",
+                f"logits move by {ahead:.3g} when only later tokens change, rounding explains "
+                f"{limit:.1g}: the model looks ahead",
+            )
+        beside = max(probe.difference(ask(probe.whole)) for probe in self.probes)
+        if beside > limit:
+            raise EvaluationError(
+                "peeking",
+                f"logits move by {beside:.3g} beside other rows in a fresh process, rounding "
+                f"explains {limit:.1g}: the model looks at other rows, or remembers them",
+            )
+        return max(ahead, beside)
+
+
+@dataclass
+class Probe:
+    """A batch that is asked again: `rows` first, then strangers of other documents."""
+
+    rows: list[int]
+    whole: Tokens  # int32 [B, T], as they were in the evaluation
+    swapped: Tokens  # with other text from cuts[i] on
+    cut: int  # the length of all prefixes
+    cuts: list[int]  # strangers have one too, and none of what follows
+    places: list[list[int]] = field(default_factory=list)  # of each row: what is compared
+    said: dict[int, Any] = field(default_factory=dict)  # of each row: the logits there
+
+    def choose_places(self, windows: Windows, most: int, draw: random.Random) -> None:
+        """All positions of the rows where memory allows, else `most`; those at the cuts always."""
+        for row, cut in zip(self.rows, self.cuts, strict=False):
+            size = int(windows.sizes[row])
+            drawn = draw.sample(range(size), min(size, most))
+            self.places.append(sorted({*drawn, cut - 1, self.cut - 1}))
+
+    def difference(self, logits: Any, ends: list[int] | None = None) -> float:
+        """Of `logits` to those of the evaluation, at the places of each row before its end."""
+        most = 0.0
+        for i, places in enumerate(self.places):
+            before = [place for place in places if ends is None or place < ends[i]]
+            most = max(most, _difference(logits[i, before], self.said[i][: len(before)]))
+        return most
+
+
+def _array(logits: Any) -> Any:
+    """A numpy array of its own of logits that may be a tensor on a GPU."""
+    return logits.copy() if hasattr(logits, "copy") else logits.cpu().numpy()
+
+
+def _difference(a: Any, b: Any) -> float:
+    most = float(abs(_array(a) - _array(b)).max(initial=0.0))
+    if not math.isfinite(most):
+        raise EvaluationError("not_finite", "the logits are not finite")
+    return most
+
+
+def token_nats(logits: Any, targets: Tokens) -> Any:
+    """-ln p of each target, float64 [N], under float32 logits [N, V] on the CPU or a GPU.
+
+    The softmax is taken here, in float32: a model cannot report a loss of its own.
     """
     import numpy as np
 
-    length = prepared.profile.seq_len
-    sizes = np.array(tokenizer.token_bytes)
-    bos = np.array([tokenizer.bos], dtype=np.int64)
-    windows: list[Tokens] = []
-    for text in _read_parquet(prepared.val_file):
-        tokens = tokenizer.encode(text)
-        if sizes[tokens].sum() != len(text.encode()):
-            raise _damage(prepared.path, "tokenizer.json", "it loses bytes of validation text")
-        stream = np.concatenate([bos, tokens])
-        windows += [stream[i : i + length + 1] for i in range(0, len(tokens), length)]
-    return windows
+    if not isinstance(logits, np.ndarray):
+        import torch
+
+        right = torch.from_numpy(targets.astype(np.int64)).to(logits.device)
+        losses = torch.nn.functional.cross_entropy(logits, right, reduction="none")
+        return losses.double().cpu().numpy()
+    nats = np.empty(len(targets))
+    for start in range(0, len(targets), 64):  # so much stays in a cache
+        part, at = logits[start : start + 64], targets[start : start + 64]
+        with np.errstate(all="ignore"):  # what is not finite is said by the caller
+            most = part.max(axis=1, keepdims=True)
+            total = np.exp(part - most).sum(axis=1).astype(np.float64)
+            right = (most[:, 0] - part[np.arange(len(at)), at]).astype(np.float64)
+            nats[start : start + 64] = np.log(total) + right
+    return nats
 
 
 def evaluate(
     model: torch.nn.Module, batch_size: int | None = None, prepared: Prepared | None = None
 ) -> Evaluation:
-    """Scores all validation text, on the device of the model, one document a row.
+    """Scores all validation text in this process, on the device of the model.
 
-    bits per byte = sum of -log2 p(token) / UTF-8 bytes of the documents. The softmax is taken
-    here, in float32, and summed in float64: a model cannot report a loss of its own.
+    bits per byte = sum of -log2 p(token) / UTF-8 bytes of the documents, one document a row.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
     began = time.perf_counter()
     prepared = prepared or load_prepared()
-    seq_len, total = prepared.profile.seq_len, prepared.manifest["validation"]
-    rows = batch_size or prepared.profile.eval_batch_size
-    windows = validation_windows(Tokenizer.load(prepared.path), prepared)
-    windows.sort(key=len, reverse=True)  # rows of like length together, so little is padding
-    quarter = max(1, seq_len // 4)  # few widths: a model may compile for each
-    nats, scored = 0.0, 0
-    for start in range(0, len(windows), rows):
-        group = windows[start : start + rows]
-        width = min(seq_len, -(-(len(group[0]) - 1) // quarter) * quarter)
-        x = torch.zeros(len(group), width, dtype=torch.int64)
-        y = torch.full_like(x, -1)
-        for i, window in enumerate(group):
-            x[i, : len(window) - 1] = torch.from_numpy(window[:-1])
-            y[i, : len(window) - 1] = torch.from_numpy(window[1:])
-        logits = _logits(model, x, prepared.profile.vocab_size).flatten(0, 1)
-        targets = y.flatten().to(logits.device)
-        losses = cross_entropy(logits, targets, ignore_index=-1, reduction="none")
-        nats += float(losses.double().sum())
-        scored += int((y >= 0).sum())
-    if not math.isfinite(nats):
-        raise EvaluationError("not_finite", f"the loss of the validation text is {nats}")
-    if scored != total["tokens"]:
-        raise _damage(prepared.path, "val.parquet", f"{scored} tokens, {total['tokens']} expected")
-    val_bpb = nats / math.log(2) / total["bytes"]
+    profile = prepared.profile
+    rows = batch_size or profile.eval_batch_size
+    exam = Exam(validation_windows(prepared), profile, rows, "by hand")
+    return _evaluation(prepared, exam.answer(answers_of(model, profile.vocab_size)), began)
+
+
+def answers_of(model: torch.nn.Module, vocab_size: int) -> Ask:
+    """A model of this process, as a function from token ids to logits."""
+    import torch
+
+    def ask(x: Tokens) -> Any:
+        logits = _logits(model, torch.from_numpy(x).long(), vocab_size)
+        return logits if logits.is_cuda else logits.numpy()
+
+    return ask
+
+
+def _evaluation(prepared: Prepared, nats: float, began: float) -> Evaluation:
+    facts = prepared.manifest["validation"]
+    val_bpb = nats / math.log(2) / facts["bytes"]
     seconds = time.perf_counter() - began
-    return Evaluation(val_bpb, scored, total["bytes"], total["documents"], seconds)
+    return Evaluation(val_bpb, facts["tokens"], facts["bytes"], facts["documents"], seconds)
 
 
 def evaluate_bpb(
@@ -1250,60 +1511,6 @@ def _checked(logits: Any, expected: tuple[int, ...]) -> torch.Tensor:
     if shape != list(expected):
         raise EvaluationError("shape", f"forward gave {shape}, not [B, T, V] = {list(expected)}")
     return logits  # type: ignore[no-any-return]
-
-
-def peeking_difference(model: torch.nn.Module, windows: list[Tokens], vocab_size: int) -> float:
-    """How far logits move when only later tokens change: by rounding alone in a causal model.
-
-    Truncated prefixes are asked first, in secret order, before the model has seen a full row; then
-    the same prefixes with the suffixes of other real text (random ones could be recognised), then
-    the true rows. How much may be rounding, a prefix asked twice, in its batch and alone, tells.
-    Raises EvaluationError("peeking") for more than that.
-    """
-    import random
-
-    import torch
-
-    secret = random.SystemRandom()
-    longest = max(map(len, windows)) - 1
-    rows = [torch.from_numpy(window[:-1]) for window in windows if len(window) > longest]
-    probes = []
-    for _ in range(8):
-        group = torch.stack([secret.choice(rows) for _ in range(4)])
-        probes.append((group, secret.randint(1, max(1, longest - 1))))
-
-    def ask(x: torch.Tensor) -> torch.Tensor:
-        return _logits(model, x, vocab_size)
-
-    def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-        most = float((a - b).abs().max())
-        if not math.isfinite(most):
-            raise EvaluationError("not_finite", "the logits are not finite")
-        return most
-
-    prefixes = [ask(group[:, :cut]) for group, cut in probes]
-    rounding = moved = 0.0
-    for (group, cut), prefix in zip(probes, prefixes, strict=True):
-        rounding = max(rounding, difference(ask(group[:1, :cut]), prefix[:1]))
-    for (group, cut), prefix in zip(probes, prefixes, strict=True):
-        swapped = torch.cat([group[:, :cut], group.roll(1, 0)[:, cut:]], dim=1)
-        for whole in (swapped, group):
-            moved = max(moved, difference(ask(whole)[:, :cut], prefix))
-    # bfloat16 resolves logits of 8 to 15 in steps of 1/16, and kernels differ between lengths.
-    limit = 0.25 if prefixes[0].is_cuda else min(0.05, max(0.001, 8 * rounding))
-    if rounding > limit:
-        raise EvaluationError(
-            "peeking",
-            f"the logits of a row move by {rounding:.3g} with the other rows of its batch: the "
-            "model looks at them, or draws random numbers in eval mode",
-        )
-    if moved > limit:
-        raise EvaluationError(
-            "peeking",
-            f"logits move by {moved:.3g} when only later tokens change, rounding explains "
-            f"{limit:.1g}: the model looks ahead",
-        )
-    return moved
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1427,31 +1634,6 @@ def _blame(error: BaseException, path: Path) -> str:
     return f"{text} ({path.name} line {lines[-1]})" if lines else text
 
 
-def score(run_dir: Path, train_py: Path) -> dict[str, Any]:
-    """The official evaluation of the weights of a run; EvaluationError says what is wrong."""
-    prepared = load_prepared(verify=True)
-    profile = prepared.profile
-    settle_process(profile)
-    import torch
-
-    with _blaming("build_model", train_py):
-        config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        # A constant may bear any name, so the model is built of the object that holds nothing else.
-        named = config.get("hyperparameters")
-        settings = named if isinstance(named, dict) else config
-        model = _import_candidate(train_py).build_model(settings)
-    with _blaming("weights", train_py):
-        weights = torch.load(run_dir / "weights.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(weights)
-    with _blaming("shape", train_py):
-        on_gpu = profile.device == "cuda" and torch.cuda.is_available()
-        model.to("cuda" if on_gpu else "cpu")
-        windows = validation_windows(Tokenizer.load(prepared.path), prepared)
-        moved = peeking_difference(model, windows, profile.vocab_size)
-        result = evaluate(model, prepared=prepared)
-    return asdict(result) | {"data_hash": prepared.manifest["data_hash"], "peeking": moved}
-
-
 @contextlib.contextmanager
 def _blaming(kind: str, path: Path) -> Iterator[None]:
     try:
@@ -1460,6 +1642,486 @@ def _blaming(kind: str, path: Path) -> Iterator[None]:
         raise
     except BaseException as error:  # a candidate may raise anything, SystemExit included
         raise EvaluationError(kind, _blame(error, path)) from error
+
+
+# ---------------------------------------------------------------------------------------------
+# The host: a process with the candidate's code and weights, that gets token ids and answers logits.
+#
+# `python prepare.py --candidate-host TRAIN_PY` imports torch and waits on standard input, a socket,
+# for the scorer's word. It then forks: one child answers the evaluation, and after it and all that
+# it started have gone, another one the questions about it. The engine starts it in a sandbox.
+# Requests and logits lie in memory of the scorer's. Nothing that a host says is trusted.
+
+REQUEST = struct.Struct("<3I")  # number, rows, width; the ids are in the shared memory
+ANSWER = struct.Struct("<2I400s")  # number, place of the problem in PROBLEMS, what it is
+PROBLEMS = ("", "build_model", "weights", "shape", "not_finite")
+LOGITS_AT = 64  # bytes that the logits are aligned to
+LEAVES_S = 2.0  # what a host may take to end by itself
+FILE_LIMIT = 1 << 34  # bytes of a file that is scored
+
+
+def serve(train_py: Path) -> None:
+    """Forks a host for every word of the scorer, one at a time, until there are no more words."""
+    import signal
+    import socket
+
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    profile = load_profile()
+    _process_control(36, 1)  # PR_SET_CHILD_SUBREAPER: what a host leaves behind comes to us
+    _process_control(4, 0)  # PR_SET_DUMPABLE: no host reads our memory
+    import torch  # noqa: F401
+
+    sys.pycache_prefix = os.devnull  # from now on: beside the candidate a training may have left it
+    sys.dont_write_bytecode = True
+    parent = os.getpid()
+    while True:
+        control.sendall(b"+")
+        word, files, _, _ = socket.recv_fds(control, 4096, 4)
+        if not word:
+            os._exit(0)  # torch would take its time
+        host = os.fork()
+        if host == 0:
+            control.close()
+            _process_control(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            try:
+                if os.getppid() == parent:
+                    _answer_questions(train_py, profile, json.loads(word), *files)
+                os._exit(0)
+            except BaseException as error:  # it must not go on as the process that forks
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
+        for file in files:
+            os.close(file)
+        control.recv(1)
+        control.sendall(struct.pack("<i", _end(host)))
+
+
+def _end(host: int) -> int:
+    """The exit status of a host, when it and all that it started have ended."""
+    import signal
+
+    until = time.monotonic() + LEAVES_S
+    status = None
+    while status is None and time.monotonic() < until:
+        pid, code = os.waitpid(host, os.WNOHANG)
+        status = code if pid else None
+        time.sleep(0.002)
+    while True:
+        for pid in _children() or [host] * (status is None):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            pid, code = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status or 0
+        status = code if pid == host else status
+
+
+def _children() -> list[int]:
+    """The processes of which this one is the parent, where there is /proc."""
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = Path("/proc", name, "stat").read_text(errors="replace")
+            if int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
+def _answer_questions(train_py: Path, profile: Profile, word: dict[str, Any], *files: int) -> None:
+    """The life of one host: builds the model, says so, and answers until the socket is closed."""
+    import mmap
+    import socket
+
+    import torch
+
+    connection, memory_file, config_file, weights_file = files
+    scorer = socket.socket(fileno=connection)
+    memory = mmap.mmap(memory_file, word["bytes"])
+
+    def say(number: int, problem: str = "", text: str = "") -> None:
+        words = text.encode(errors="replace")[:400]
+        scorer.sendall(ANSWER.pack(number, PROBLEMS.index(problem), words))
+
+    number = 0
+    try:
+        _shut_in(word["home"])
+        with _blaming("build_model", train_py):
+            config = json.loads(os.pread(config_file, os.fstat(config_file).st_size, 0))
+            # A constant may bear any name: the model is built of the object that has nothing else.
+            named = config.get("hyperparameters")
+            settings = named if isinstance(named, dict) else config
+            model = _import_candidate(train_py).build_model(settings)
+        with _blaming("weights", train_py), open(weights_file, "rb") as file:
+            file.seek(0)
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        with _blaming("shape", train_py):
+            if word["device"] == "cuda":
+                _pin(memory)
+            model.to(word["device"])
+            say(0)
+            while request := _receive_all(scorer, REQUEST.size):
+                number, rows, width = REQUEST.unpack(request)
+                x = torch.frombuffer(memory, dtype=torch.int32, count=rows * width)
+                logits = _logits(model, x.view(rows, width).long(), profile.vocab_size)
+                at, count = _logits_at(rows, width), logits.numel()
+                answer = torch.frombuffer(memory, dtype=torch.float32, count=count, offset=at)
+                answer.view(logits.shape).copy_(logits)
+                say(number)
+    except EvaluationError as error:
+        say(number, error.kind, str(error))
+
+
+def _logits_at(rows: int, width: int) -> int:
+    """Where in the shared memory the answer to so many ids begins, in bytes."""
+    return -(-4 * rows * width // LOGITS_AT) * LOGITS_AT
+
+
+def _pin(memory: mmap.mmap) -> Any:
+    """Lets a GPU copy from and to shared memory as fast as the bus is; returns it as a tensor."""
+    import torch
+
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)  # type: ignore[no-untyped-call]
+    return tensor
+
+
+def _receive_all(connection: socket.socket, size: int) -> bytes:
+    """`size` bytes; nothing where the other side has closed."""
+    data = b""
+    while len(data) < size and (part := connection.recv(size - len(data))):
+        data += part
+    return data if len(data) == size else b""
+
+
+def _process_control(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _shut_in(home: str) -> None:
+    """Leaves this process no way to any other one: it writes nothing outside `home`, and has no
+    hold on memory, signals and sockets of others. What it may read is not narrowed here.
+
+    By Landlock, in a layer inside of the sandbox; where the kernel has none it is not done.
+    """
+    before = os.environ.get("HOME") or home
+    inside = {name: home for name, value in os.environ.items() if value.startswith(before)}
+    os.environ.update(inside, HOME=home, TMPDIR=home)
+    os.chdir(home)
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    create, add, restrict = 444, 445, 446  # system calls, on every architecture
+    abi = libc.syscall(create, None, ctypes.c_size_t(0), 1)
+    if abi < 1:
+        return
+    # Writing to files, making and removing them; moving (2) and truncating (3) came later.
+    changes = 0x1FF2 | (0x2000 if abi >= 2 else 0) | (0x4000 if abi >= 3 else 0)
+    closed = struct.pack("<3Q", changes, 3, 3)  # and TCP; and signals and abstract sockets
+    size = ctypes.c_size_t(8 if abi < 4 else 16 if abi < 6 else 24)
+    rules = libc.syscall(create, closed, size, 0)
+    cards = ["ctl", "-uvm", "-uvm-tools", "-modeset", "-caps", *map(str, range(16))]
+    names = ["null", "zero", "full", "random", "urandom", *(f"nvidia{card}" for card in cards)]
+    for path in (home, "/proc", *(f"/dev/{name}" for name in names)):
+        with contextlib.suppress(OSError):
+            file = os.open(path, os.O_PATH)
+            access = changes if path == home else changes & 0x4002
+            libc.syscall(add, rules, 1, struct.pack("<Qi", access, file), 0)
+            os.close(file)
+    _process_control(38, 1)  # PR_SET_NO_NEW_PRIVS
+    if libc.syscall(restrict, rules, 0) != 0:
+        raise PrepareError(f"the host cannot be confined: {os.strerror(ctypes.get_errno())}")
+    os.close(rules)
+
+
+# ---------------------------------------------------------------------------------------------
+# The scorer: text, targets and arithmetic, in a process that never imports the candidate
+
+
+def score(
+    run_dir: Path, train_py: Path, host: list[str] | None = None, order: str = ""
+) -> dict[str, Any]:
+    """The official evaluation of the weights of a run; EvaluationError says what is wrong.
+
+    `host` is the command that starts `--candidate-host`, in a sandbox say. `order` repeats a score
+    to the last digit: rows and questions are drawn by it, and it is secret until the end.
+    """
+    import secrets
+
+    began = time.perf_counter()
+    profile = load_prepared().profile
+    settle_process(profile)
+    _process_control(4, 0)  # PR_SET_DUMPABLE: no host reads what is held here
+    isolated = ["-I"] if sys.flags.isolated else []
+    own = [sys.executable, *isolated, __file__, "--candidate-host", str(train_py)]
+    device = "cpu"
+    if profile.device == "cuda":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    order = order or secrets.token_hex(16)
+    with Hosts(host or own, profile, device, run_dir, train_py) as hosts:
+        prepared = load_prepared(verify=True)  # while the host imports torch
+        exam = Exam(validation_windows(prepared), profile, profile.eval_batch_size, order)
+        with hosts.asked(exam) as ask:
+            result = _evaluation(prepared, exam.answer(ask), began)
+        with hosts.asked(exam) as ask:
+            moved = exam.ask_again(ask, 0.25 if device == "cuda" else None)
+    facts = {"data_hash": prepared.manifest["data_hash"], "peeking": moved, "order": order}
+    return asdict(result) | facts
+
+
+class Hosts:
+    """A process of `serve`, and the hosts that it forks. All end with the `with` block."""
+
+    def __init__(
+        self, command: list[str], profile: Profile, device: str, run_dir: Path, train_py: Path
+    ) -> None:
+        import socket
+        import subprocess
+
+        self.profile, self.device = profile, device
+        self.limit_s = profile.start_allowance_s + profile.evaluation_allowance_s
+        with _blaming("build_model", train_py):
+            self.config = _sealed_copy(run_dir, "config.json")
+        with _blaming("weights", train_py):
+            self.weights = _sealed_copy(run_dir, "weights.pt")
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            except OSError as error:
+                raise PrepareError(f"the host of the candidate does not start: {error}") from None
+        self.errors = b""  # what it printed last
+        self.forks = 0
+        self.status: int | None = None  # exit code of the last host, None while it lives
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import subprocess
+
+        self.control.close()
+        try:
+            self.process.wait(2 * LEAVES_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @contextlib.contextmanager
+    def asked(self, exam: Exam) -> Iterator[Ask]:
+        """A fresh host, as a function from token ids to logits. Nothing of it is left after."""
+        import shutil
+        import socket
+        import tempfile
+        from itertools import count
+
+        until = time.monotonic() + self.limit_s
+        if self._receive(self.control, 1, until) != b"+":
+            raise (
+                self._ended()
+                if self.forks
+                else PrepareError(f"the host of the candidate does not start{self._last_words()}")
+            )
+        memory = SharedMemory(exam, self.profile.vocab_size, self.device)
+        home = tempfile.mkdtemp(prefix="host-")
+        connection, theirs = socket.socketpair()
+        word = {"bytes": memory.size, "device": self.device, "home": home}
+        files = [theirs.fileno(), memory.file, self.config, self.weights]
+        socket.send_fds(self.control, [json.dumps(word).encode()], files)
+        theirs.close()
+        self.forks, self.status = self.forks + 1, None
+        numbers = count(1)
+
+        def ask(x: Tokens) -> Any:
+            number = next(numbers)
+            memory.put(x)
+            if _is_readable(connection):
+                raise EvaluationError("host", "the candidate answered without being asked")
+            with contextlib.suppress(OSError):  # it has ended, which is seen at once
+                connection.sendall(REQUEST.pack(number, *x.shape))
+            self._hear(connection, number, until)
+            return memory.copy(*x.shape)
+
+        try:
+            self._hear(connection, 0, until)
+            yield ask
+        finally:
+            connection.close()
+            self._end()
+            os.close(memory.file)
+            with contextlib.suppress(RecursionError):
+                shutil.rmtree(home, ignore_errors=True)
+        if os.path.lexists(home):
+            raise EvaluationError("host", f"the candidate left what cannot be removed: {home}")
+
+    def _hear(self, connection: socket.socket, number: int, until: float) -> None:
+        """Waits for the answer to a question; EvaluationError for every other end."""
+        answer = self._receive(connection, ANSWER.size, until)
+        if len(answer) < ANSWER.size:
+            raise self._ended()
+        to, problem, words = ANSWER.unpack(answer)
+        if problem:
+            kind = PROBLEMS[problem] if problem < len(PROBLEMS) else "host"
+            raise EvaluationError(kind, _plain(words.rstrip(b"\0")))
+        if to != number:
+            raise EvaluationError("host", f"the candidate answered question {to}, not {number}")
+
+    def _receive(self, connection: socket.socket, size: int, until: float) -> bytes:
+        """`size` bytes, or fewer where the other side closes. What a host prints is read along."""
+        import select
+
+        errors = self.process.stderr
+        assert errors is not None
+        poll, data = select.poll(), b""
+        poll.register(connection, select.POLLIN)
+        if not errors.closed:
+            poll.register(errors, select.POLLIN)
+        while len(data) < size:
+            left = until - time.monotonic()
+            ready = poll.poll(1000 * left) if left > 0 else []
+            if not ready:
+                said = f"the candidate takes longer than {self.limit_s:g} s to be built and asked"
+                raise EvaluationError("timeout", said)
+            for file, _ in ready:
+                if file == connection.fileno():
+                    if not (part := connection.recv(size - len(data))):
+                        return data
+                    data += part
+                elif text := os.read(file, 1 << 16):
+                    self.errors = (self.errors + text)[-4096:]
+                else:
+                    poll.unregister(file)
+                    errors.close()
+        return data
+
+    def _end(self) -> None:
+        """Ends the host and all that it started."""
+        if self.status is None:
+            with contextlib.suppress(OSError, EvaluationError):
+                self.control.sendall(b".")
+                said = self._receive(self.control, 4, time.monotonic() + 10 * LEAVES_S)
+                self.status = os.waitstatus_to_exitcode(*struct.unpack("<i", said)) if said else 0
+
+    def _ended(self) -> EvaluationError:
+        self._end()
+        how = "ended"
+        if self.status:
+            how = f"exited {self.status}" if self.status > 0 else f"ended by signal {-self.status}"
+        said = f"the candidate's process {how} before it answered{self._last_words()}"
+        return EvaluationError("host", said)
+
+    def _last_words(self) -> str:
+        lines = [line for line in self.errors.splitlines() if line.strip()]
+        return f": {_plain(lines[-1])}" if lines else ""
+
+
+class SharedMemory:
+    """Memory of the scorer's that a host maps: token ids, and the logits that answer them.
+
+    It is sealed, so that no host makes it smaller under the scorer's hands. Logits are copied
+    before they are read: a host may write at any time. A GPU copies from and to it at the speed of
+    the bus; memory of its own could not be shared between the process spaces of two sandboxes.
+    """
+
+    def __init__(self, exam: Exam, vocab_size: int, device: str) -> None:
+        import mmap
+
+        rows, width = exam.largest
+        self.vocab_size, self.device = vocab_size, device
+        self.size = _logits_at(rows, width) + 4 * rows * width * vocab_size
+        self.file = _memory_file()
+        os.truncate(self.file, self.size)
+        _seal(self.file)
+        self.map = mmap.mmap(self.file, self.size)
+        if device == "cuda":
+            _pin(self.map)
+
+    def put(self, x: Tokens) -> None:
+        """Token ids; and no number where the answer will be, so that what is not written shows."""
+        import numpy as np
+
+        np.frombuffer(self.map, np.int32, x.size)[:] = x.ravel()
+        self._logits(*x.shape).fill(np.nan)
+
+    def copy(self, rows: int, width: int) -> Any:
+        """The answer to so many ids, where no host can change it: float32 [rows, width, V]."""
+        logits = self._logits(rows, width)
+        if self.device == "cpu":
+            return logits.copy()
+        import torch
+
+        return torch.from_numpy(logits).to(self.device)
+
+    def _logits(self, rows: int, width: int) -> Any:
+        import numpy as np
+
+        count, at = rows * width * self.vocab_size, _logits_at(rows, width)
+        return np.frombuffer(self.map, np.float32, count, at).reshape(rows, width, -1)
+
+
+def _sealed_copy(folder: Path, name: str) -> int:
+    """A file of a run as it is now, in memory that cannot be changed any more."""
+    import stat
+
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise OSError(f"{name} leads to {path}")
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_LIMIT:
+            raise OSError(f"{name} is no file of up to {FILE_LIMIT >> 30} GiB")
+        copy = _memory_file()
+        while block := file.read(1 << 20):
+            os.write(copy, block)
+    _seal(copy, for_good=True)
+    return copy
+
+
+def _memory_file() -> int:
+    """A file without a name; in memory, where the system has that."""
+    import tempfile
+
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("score", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _seal(file: int, *, for_good: bool = False) -> None:
+    """Fixes the size of a memory file, `for_good` its content too."""
+    import fcntl
+
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        write = fcntl.F_SEAL_WRITE if for_good else 0
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | write
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _plain(said: bytes) -> str:
+    """One line of what a candidate says, without control characters."""
+    text = "".join(c if c.isprintable() else " " for c in said.decode(errors="replace"))
+    return " ".join(text.split())[:300]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1487,9 +2149,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--choose", action="store_true", help="the profile of auto, and why, as JSON")
     what.add_argument("--preflight", metavar="TRAIN_PY", help="try a candidate on the CPU")
     what.add_argument("--score", metavar="RUN_DIR", help="evaluate the weights of a run")
+    what.add_argument("--candidate-host", metavar="TRAIN_PY", help="answer the one who scores it")
     what.add_argument("--pack", metavar="FILE", help="write data and tokenizer to a tar file")
     what.add_argument("--unpack", metavar="FILE", help="read such a file and make it active")
     use.add_argument("--train", metavar="TRAIN_PY", help="with --score: the file with build_model")
+    use.add_argument("--order", metavar="SEED", help="with --score: repeat one of this order")
+    use.add_argument("--host", metavar="COMMAND", help="with --score, last: all its words")
     use.add_argument("--json", action="store_true", help="with --locate: on a single line")
     return parser
 
@@ -1538,8 +2203,11 @@ def _run(options: argparse.Namespace) -> None:
     elif options.preflight:
         print(json.dumps(preflight(Path(options.preflight).absolute())), flush=True)
     elif options.score:
-        result = score(Path(options.score).absolute(), Path(options.train).absolute())
+        run_dir, train_py = Path(options.score).absolute(), Path(options.train).absolute()
+        result = score(run_dir, train_py, options.host, options.order or "")
         print(json.dumps(result), flush=True)
+    elif options.candidate_host:
+        serve(Path(options.candidate_host).absolute())
     elif options.pack:
         _say(f"packed into {options.pack}:", pack(Path(options.pack).absolute()))
     elif options.unpack:
@@ -1557,7 +2225,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    end = words.index("--host") if "--host" in words else len(words)
+    options = parser.parse_args(words[:end])
+    options.host = words[end + 1 :]
     if bool(options.score) != bool(options.train):
         parser.error("--score RUN_DIR and --train TRAIN_PY go together")
     if options.json and not options.locate:

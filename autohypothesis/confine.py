@@ -195,9 +195,15 @@ def visible(roots: Iterable[str], hidden: Iterable[str]) -> Iterator[str]:
 
 _ARCHITECTURES = {
     # machine: audit number, socket, prlimit64, (keyrings),
-    # (System V memory, semaphores and queues, io_uring)
-    "x86_64": (0xC000003E, 41, 302, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 425)),
-    "aarch64": (0xC00000B7, 198, 261, (217, 218, 219), (194, 196, 190, 193, 186, 188, 189, 425)),
+    # (System V memory, semaphores and queues, POSIX queues, io_uring)
+    "x86_64": (0xC000003E, 41, 302, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 240, 425)),
+    "aarch64": (
+        0xC00000B7,
+        198,
+        261,
+        (217, 218, 219),
+        (194, 196, 190, 193, 186, 188, 189, 180, 425),
+    ),
 }
 _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06

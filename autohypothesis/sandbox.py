@@ -115,6 +115,8 @@ class SandboxSpec:
         temporary: a private folder for its temporary files: its /tmp in bubblewrap; None: none.
         network: whether it may open connections; without, it has a loopback of its own at most.
         gpus: whether it sees the GPUs of the machine.
+        leaves_messages: whether it may use what outlives a process in bubblewrap's space of its
+            own: System V memory, message queues.
     """
 
     kind: Kind
@@ -127,6 +129,7 @@ class SandboxSpec:
     temporary: Path | None = None
     network: bool = False
     gpus: bool = False
+    leaves_messages: bool = True
 
 
 UNCONFINED = SandboxSpec("none")
@@ -179,7 +182,7 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
         "landlock": confine.landlock_abi() > 0,
         "drop_capabilities": alone,
         "close_sockets": alone and not granted.network,
-        "close_shared": alone,
+        "close_shared": alone or not granted.leaves_messages,
         "read": sorted(all_names(granted.read)),
         "hidden": sorted(all_names(hidden)),
         "listed": ["/"] if Path("/") in granted.read else [],

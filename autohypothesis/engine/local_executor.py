@@ -120,18 +120,31 @@ class RunSetup:
 
     def score_command(self, root: Path, training: Mapping[str, str]) -> ScoreCommand | None:
         """Return what scores the run; `training` is the environment of the training."""
-        task, run = self.spec.task, self.run
-        words = scorer_for(task).command(run, root, self.checkout, self.evaluator)
+        task, run, sandbox, scorer = (
+            self.spec.task,
+            self.run,
+            self.sandbox,
+            scorer_for(self.spec.task),
+        )
+        words = scorer.command(run, root, self.checkout, self.evaluator)
         if words is None:
             return None
         cwd = self.checkout / task.scoring_cwd
+        env = scoring_environment(training, run.scoring_home)
+        host = scorer.host(self.checkout, self.evaluator)
+        if host is None or self.evaluator is None:
+            words = sandbox.command(words, sandbox.scoring(self.checkout, run, self.evaluator), cwd)
+        else:
+            rights = sandbox.host(self.checkout, run, self.evaluator)
+            words = (*words, *sandbox.command(host, rights, cwd))
+            env["TMPDIR"] = str(run.scoring_home)  # its name outside, and in the sandbox too
         return ScoreCommand(
-            command=self.sandbox.command(
-                words, self.sandbox.scoring(self.checkout, run, self.evaluator), cwd
-            ),
+            command=words,
             cwd=str(cwd),
-            env=scoring_environment(training, run.scoring_home),
+            env=env,
             timeout_s=task.scorer.timeout_seconds,
+            scored="inside" if host is None else "outside",
+            metric=task.objective.metric if task.scorer.type == "model" else "",
         )
 
 

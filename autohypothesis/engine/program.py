@@ -341,6 +341,17 @@ class TaskSandbox:
         read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
         return self._of_run(read=read, write=write, temporary=run.scoring_home)
 
+    def host(self, checkout: Path, run: RunPaths, evaluator: Path) -> SandboxSpec:
+        """Return the rights of the process that has a candidate's model, and is asked by a scorer
+        outside: neither the text that judges it nor its own record, and no network."""
+        spec = self._of_run(
+            read=(checkout, *_folder_of(evaluator)),
+            write=(run.scoring_home,),
+            temporary=run.scoring_home,
+            held_out=sandbox.existing(self.held_out),
+        )
+        return replace(spec, network=False, leaves_messages=False)
+
     def preflight(self, checkout: Path, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of the test of a candidate before it runs."""
         read, held_out = (checkout, *_folder_of(evaluator)), sandbox.existing(self.held_out)

@@ -23,6 +23,7 @@ from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
 from autohypothesis.engine.metric_lines import find_metrics, is_likely_objective
 from autohypothesis.engine.shim import FOREIGN_DEADLINE_S, SCORING_TIMED_OUT
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_file import has_option
 from autohypothesis.records.files import load_or_none, read_text
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import ExitRecord, FailureKind, finite
@@ -30,8 +31,14 @@ from autohypothesis.schema import ExitRecord, FailureKind, finite
 LOG_LIMIT = 64 << 20
 """Bytes of a log that a number is looked for in; the shim caps run.log far below."""
 
-EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
+EVALUATOR_KINDS: Mapping[str, FailureKind] = {
+    "peeking": "invalid",
+    "not_finite": "nan",
+    "timeout": "timeout",
+}
 """Failures behind the evaluator's own refusals; any other is caused by the candidate's code."""
+HOST_OPTION = "--candidate-host"
+"""Option of an evaluator that asks a host, and has none of the candidate's code in its process."""
 
 TAIL_BYTES = 4_096
 LISTED_BYTES = 1 << 20
@@ -68,6 +75,12 @@ class Scorer(Protocol):
         """Return what the shim runs after the training, under the same lease; None when nothing.
 
         `root` is the repository, whose `.venv` a command may name.
+        """
+        return None
+
+    def host(self, checkout: Path, evaluator: Path | None) -> tuple[str, ...] | None:
+        """Return the command of the process that has the candidate's code; the words that start it
+        in a sandbox are to follow `command`, which then runs outside. None: all of it runs inside.
         """
         return None
 
@@ -164,7 +177,7 @@ def metric_advice(run: RunPaths) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandScorer:
+class CommandScorer(Scorer):
     """Runs the task's own scoring program in the checkout, where only artifacts differ."""
 
     task: Task
@@ -211,16 +224,26 @@ class CommandScorer:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelScorer:
-    """Has the pristine evaluator load the weights and score them in a process of its own."""
+class ModelScorer(Scorer):
+    """Has the pristine evaluator score the weights. It asks a process with the candidate's code, or
+    is of an earlier version, or of the user's, and imports that code itself."""
 
     task: Task
 
     def command(
         self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
     ) -> tuple[str, ...] | None:
-        words = (sys.executable, str(evaluator), "--score", str(run.folder))
-        return (*words, "--train", str(checkout / self.task.artifacts[0]))
+        candidate = ("--train", str(checkout / self.task.artifacts[0]))
+        if self.host(checkout, evaluator) is None:
+            return (sys.executable, str(evaluator), "--score", str(run.folder), *candidate)
+        words = (sys.executable, "-I", str(evaluator), "--score", str(run.folder))
+        return (*words, *candidate, "--host")
+
+    def host(self, checkout: Path, evaluator: Path | None) -> tuple[str, ...] | None:
+        if evaluator is None or not has_option(evaluator, HOST_OPTION):
+            return None
+        candidate = str(checkout / self.task.artifacts[0])
+        return (sys.executable, "-I", str(evaluator), HOST_OPTION, candidate)
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         metric = self.task.objective.metric
@@ -231,6 +254,7 @@ class ModelScorer:
             printed = finite(record.metrics.get(metric))
             evidence = {
                 "evaluator": result,
+                "scored": answer.get("scored", "inside"),
                 "printed": printed,
                 "score_difference": None if printed is None else value - printed,
                 "summaries_seen": record.summaries_seen,
@@ -239,13 +263,18 @@ class ModelScorer:
         problem = result.get("error") or answer.get("error") or f"the evaluator gave no {metric}"
         # The evaluator says whose fault it is, or it failed itself.
         is_verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
+        scored = answer.get("scored", "inside")
         kind = EVALUATOR_KINDS.get(str(result.get("kind")))
+        kind = kind or _kind_of(run, answer, "code_error" if is_verdict else "infra")
+        if is_verdict and scored == "outside" and kind == "infra":
+            # A host has no disk to fill, and what it says of the machine is no evidence.
+            kind = "code_error"
         return Score(
             None,
             record.metrics,
             problem=f"official scoring failed: {problem}",
-            kind=kind or _kind_of(run, answer, "code_error" if is_verdict else "infra"),
-            evidence={"evaluator": result},
+            kind=kind,
+            evidence={"evaluator": result, "scored": scored},
         )
 
 

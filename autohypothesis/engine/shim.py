@@ -57,12 +57,19 @@ def deadline(
 
 class ScoreCommand(NamedTuple):
     """Runs after a training that exited 0, under the same lease; the last JSON line it prints is
-    the score."""
+    the score.
+
+    Attributes:
+        scored: whether the candidate's code is `inside` of its process or `outside`.
+        metric: key of the score that is added to the log, as trainings print it; empty: none is.
+    """
 
     command: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
     timeout_s: float
+    scored: str = "inside"
+    metric: str = ""
 
 
 class Launch(NamedTuple):

@@ -297,7 +297,8 @@ class ShimRun:
             grace_s=self.launch.stop_grace_s,
             tick=self._tick,
         )
-        self.score = score_result(monitor.watch(), read_tail(path), spec.timeout_s)
+        result = score_result(monitor.watch(), read_tail(path), spec.timeout_s)
+        self.score = {**result, "scored": spec.scored}
 
     # ── the end ───────────────────────────────────────────────────────────────────────────
 
@@ -313,6 +314,8 @@ class ShimRun:
         if self.lease is not None:
             release(self.lease)
         report = self._report(tampered)
+        if log_is_ours:
+            self._log_score()
         if self.reserve >= 0:
             os.close(self.reserve)
         done = report["status"] == "exited" and report["exit_code"] == 0
@@ -321,6 +324,15 @@ class ShimRun:
         except (AutohypothesisError, OSError):
             report["error"] = report["error"] or "the last event could not be written"
         write_exit(self.launch.run, report)
+
+    def _log_score(self) -> None:
+        """Add the official value to the log, in the form in which trainings print theirs."""
+        spec, score = self.launch.score, self.score or {}
+        value = (score.get("result") or {}).get(spec.metric) if spec and spec.metric else None
+        if spec is None or score.get("exit_code") != 0 or not isinstance(value, float):
+            return
+        with contextlib.suppress(OSError), open(self.launch.run.log, "a", encoding="utf-8") as log:
+            log.write(f"---\n{spec.metric + ':':<17} {value:.6f}\n")
 
     def _end_leftovers(self) -> None:
         """End the tree after a fault of ours; else it has ended already."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import secrets
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+
+import prepare as evaluator
 
 
 class Uniform(nn.Module):
@@ -58,22 +65,98 @@ class Dice(Uniform):
         return logits + torch.randn_like(logits)
 
 
+class Remembering(Uniform):
+    """Is worse at every row that it is asked for than at the one before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.01 * torch.arange(len(self.bias)) * len(self.shown)
+
+
 @pytest.fixture
-def windows(prepare: ModuleType) -> list[Any]:
-    found: list[Any] = prepare.validation_windows(prepare.Tokenizer.load(), prepare.load_prepared())
-    return found
+def windows(prepare: ModuleType) -> Any:
+    return prepare.validation_windows(prepare.load_prepared())
 
 
-def test_every_token_but_bos_is_a_target_exactly_once(
-    prepare: ModuleType, windows: list[Any]
-) -> None:
+def asked_again(prepare: ModuleType, model: nn.Module, again: nn.Module | None = None) -> float:
+    """The evaluation of `model`, and the questions about it to a fresh one."""
+    prepared, profile = prepare.load_prepared(), prepare.load_prepared().profile
+    windows = prepare.validation_windows(prepared)
+    exam = prepare.Exam(windows, profile, profile.eval_batch_size, secrets.token_hex())
+    exam.answer(prepare.answers_of(model, profile.vocab_size))
+    difference: float = exam.ask_again(prepare.answers_of(again or model, profile.vocab_size))
+    return difference
+
+
+def test_every_token_but_bos_is_a_target_exactly_once(prepare: ModuleType, windows: Any) -> None:
     tokenizer, prepared = prepare.Tokenizer.load(), prepare.load_prepared()
     texts = list(prepare._read_parquet(prepared.val_file))
-    targets = [int(t) for window in windows for t in window[1:]]
+    rows = range(len(windows.sizes))
+    targets = [int(token) for row in rows for token in windows.targets(row)]
     assert targets == [int(t) for text in texts for t in tokenizer.encode(text)]
     assert tokenizer.decode(targets) == "".join(texts)
-    assert sum(window[0] == tokenizer.bos for window in windows) == len(texts)
-    assert max(map(len, windows)) == prepared.profile.seq_len + 1
+    firsts = [int(windows.inputs([row], 1)[0, 0]) for row in rows]
+    assert firsts.count(tokenizer.bos) == len(texts)
+    assert max(windows.sizes) == prepared.profile.seq_len
+
+
+BOS, LENGTH = 9, 8
+texts = st.lists(st.lists(st.integers(0, BOS - 1), min_size=1, max_size=40), min_size=1, max_size=9)
+
+
+def exam_of(documents: list[list[int]], rows: int, seed: str) -> evaluator.Exam:
+    tokens = np.array([t for text in documents for t in (BOS, *text)], dtype=np.int32)
+    profile = evaluator.derive_profile(
+        evaluator.PROFILES["test"], seq_len=LENGTH, vocab_size=BOS + 1
+    )
+    return evaluator.Exam(evaluator.windows_of(tokens, BOS, LENGTH), profile, rows, seed)
+
+
+def any_logits(x: Any) -> Any:
+    """Logits that depend on a token and its place, and on nothing else."""
+    at = np.arange(x.shape[1])[None, :, None]
+    return np.sin(x[..., None] * 7.0 + at + np.arange(BOS + 1) * 3).astype(np.float32)
+
+
+@given(texts, st.integers(1, 6), st.text(max_size=3))
+def test_every_row_is_asked_once_beside_rows_of_other_documents(
+    documents: list[list[int]], rows: int, seed: str
+) -> None:
+    exam = exam_of(documents, rows, seed)
+    windows = exam.windows
+    targets = [int(t) for row in range(len(windows.sizes)) for t in windows.targets(row)]
+    assert targets == list(itertools.chain(*documents))
+    asked = sorted(row for _, batch in exam.batches for row in batch)
+    assert asked == list(range(len(windows.sizes)))
+    for width, batch in exam.batches:
+        assert len(batch) <= rows
+        assert len({int(windows.documents[row]) for row in batch}) == len(batch)
+        assert all(0 <= width - windows.sizes[row] < LENGTH // 4 for row in batch)
+
+
+@given(texts, st.integers(1, 6))
+def test_the_order_of_the_rows_changes_no_digit_of_the_score(
+    documents: list[list[int]], rows: int
+) -> None:
+    values = {exam_of(documents, rows, seed).answer(any_logits) for seed in "abc"}
+    assert len(values) == 1
+
+
+@given(texts, st.integers(1, 6), st.text(max_size=3))
+def test_rows_are_asked_again_in_batches_like_those_of_the_evaluation(
+    documents: list[list[int]], rows: int, seed: str
+) -> None:
+    exam = exam_of(documents, rows, seed)
+    sizes = {(width, len(batch)) for width, batch in exam.batches}
+    again = [row for probe in exam.probes for row in probe.rows]
+    assert len(again) == len(set(again)) >= min(2, len(exam.windows.sizes))
+    for probe in exam.probes:
+        assert probe.whole.shape[::-1] in sizes
+        for i, (row, cut) in enumerate(zip(probe.rows, probe.cuts, strict=False)):
+            inputs = exam.windows.inputs([row], probe.whole.shape[1])[0]
+            assert (probe.whole[i] == inputs).all()
+            assert (probe.swapped[i, :cut] == inputs[:cut]).all()
+    exam.answer(any_logits)
+    assert exam.ask_again(any_logits) == 0
 
 
 def test_the_denominator_is_the_bytes_of_the_documents(prepare: ModuleType) -> None:
@@ -85,6 +168,24 @@ def test_the_denominator_is_the_bytes_of_the_documents(prepare: ModuleType) -> N
     assert result.tokens == stored["tokens"] and result.documents == len(texts)
     expected = result.tokens * math.log2(prepared.profile.vocab_size) / result.bytes
     assert result.val_bpb == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_value_is_the_mean_cross_entropy_of_each_document_by_itself(
+    prepare: ModuleType, train: ModuleType
+) -> None:
+    model, tokenizer, prepared = small(train), prepare.Tokenizer.load(), prepare.load_prepared()
+    nats, length = 0.0, prepared.profile.seq_len
+    with torch.no_grad():
+        for text in prepare._read_parquet(prepared.val_file):
+            stream = torch.tensor([tokenizer.bos, *tokenizer.encode(text).tolist()])
+            for start in range(0, len(stream) - 1, length):
+                x = stream[start : start + length + 1]
+                losses = nn.functional.cross_entropy(
+                    model(x[None, :-1])[0], x[1:], reduction="none"
+                )
+                nats += float(losses.double().sum())
+    expected = nats / math.log(2) / prepared.manifest["validation"]["bytes"]
+    assert prepare.evaluate_bpb(model) == pytest.approx(expected, rel=1e-6)
 
 
 def test_batch_size_and_padding_change_nothing(prepare: ModuleType, train: ModuleType) -> None:
@@ -133,46 +234,49 @@ def small(train: ModuleType, **changes: Any) -> nn.Module:
 
 @pytest.mark.parametrize("pattern", ["L", "S", "SL"])
 def test_our_own_model_does_not_look_ahead(
-    prepare: ModuleType, train: ModuleType, windows: list[Any], pattern: str
+    prepare: ModuleType, train: ModuleType, pattern: str
 ) -> None:
-    model = small(train, window_pattern=pattern, depth=3)
-    assert prepare.peeking_difference(model, windows, prepare.VOCAB_SIZE) < 1e-3
+    assert asked_again(prepare, small(train, window_pattern=pattern, depth=3)) < 1e-3
 
 
 @pytest.mark.parametrize("model_class", [Ahead, Whispering, Neighbours, Dice])
 def test_a_model_that_looks_ahead_is_caught(
-    prepare: ModuleType, windows: list[Any], model_class: type[Uniform]
+    prepare: ModuleType, model_class: type[Uniform]
 ) -> None:
-    model = model_class(prepare.VOCAB_SIZE)
-    for _ in range(5):  # the rows are drawn in secret: it must not need luck
+    for _ in range(3):  # the rows are drawn in secret: it must not need luck
         with pytest.raises(prepare.EvaluationError) as info:
-            prepare.peeking_difference(model, windows, prepare.VOCAB_SIZE)
+            asked_again(prepare, model_class(prepare.VOCAB_SIZE))
         assert info.value.kind == "peeking"
 
 
 def test_bidirectional_attention_is_caught(
-    prepare: ModuleType, train: ModuleType, windows: list[Any], monkeypatch: pytest.MonkeyPatch
+    prepare: ModuleType, train: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(train, "attend", lambda q, k, v, *_: everything(q, k, v))
     with pytest.raises(prepare.EvaluationError, match="only later tokens change") as info:
-        prepare.peeking_difference(small(train), windows, prepare.VOCAB_SIZE)
+        asked_again(prepare, small(train))
     assert info.value.kind == "peeking"
 
 
-def test_no_full_row_is_shown_before_the_prefixes(prepare: ModuleType, windows: list[Any]) -> None:
-    model = Uniform(prepare.VOCAB_SIZE)
-    prepare.peeking_difference(model, windows, prepare.VOCAB_SIZE)
-    lengths = [x.shape[1] for x in model.shown]
-    first_full = lengths.index(prepare.MAX_SEQ_LEN)
-    assert set(lengths[first_full:]) == {prepare.MAX_SEQ_LEN}
-    real = {tuple(w[:-1].tolist()) for w in windows}
-    full = [tuple(row.tolist()) for x in model.shown[first_full:] for row in x]
-    assert sum(row in real for row in full) >= len(full) / 2  # and the others are spliced text
+def test_a_model_that_remembers_what_it_was_asked_is_caught_by_a_fresh_one(
+    prepare: ModuleType,
+) -> None:
+    with pytest.raises(prepare.EvaluationError) as info:
+        asked_again(prepare, Remembering(prepare.VOCAB_SIZE), Remembering(prepare.VOCAB_SIZE))
+    assert info.value.kind == "peeking"
 
 
-def test_windows_of_one_length_each_still_can_be_checked(prepare: ModuleType) -> None:
-    import numpy as np
-
-    tiny = [np.array([511, 5, 7]), np.array([511, 9])]
-    assert prepare.peeking_difference(Uniform(prepare.VOCAB_SIZE), tiny, prepare.VOCAB_SIZE) == 0
+def test_no_full_row_is_shown_before_the_last_questions(prepare: ModuleType, windows: Any) -> None:
+    again = Uniform(prepare.VOCAB_SIZE)
+    asked_again(prepare, Uniform(prepare.VOCAB_SIZE), again)
+    widths = sorted({x.shape[1] for x in again.shown})
+    rows = range(len(windows.sizes))
+    real = {tuple(windows.inputs([n], width)[0].tolist()) for n in rows for width in widths
+            if windows.sizes[n] in (width, prepare.MAX_SEQ_LEN)}  # fmt: skip
+    full = [
+        x.shape[1] == prepare.MAX_SEQ_LEN and any(tuple(row.tolist()) in real for row in x)
+        for x in again.shown
+    ]
+    last = full.index(True)
+    assert sum(full[last:]) >= len(full[last:]) / 2 and last > len(full) / 2

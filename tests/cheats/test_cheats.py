@@ -1,0 +1,68 @@
+"""Trainings that cheat the score, on the `test` profile: each is prevented, or detected by name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from autohypothesis import sandbox
+from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.inputs import Inputs, find_inputs
+from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import run
+from autohypothesis.schema import FailureKind
+
+HERE = Path(__file__).parent
+BASE = (HERE / "base.txt").read_text()
+HONEST: tuple[None, str] = None, ""
+"""What was tried had no effect: the score is the one that the same model has without it."""
+EXPECTED: dict[str, tuple[FailureKind | None, str]] = {
+    "answers_before_it_computes": ("nan", "not finite"),
+    "blames_the_disk": ("code_error", "No space left on device"),
+    "hides_a_helper": HONEST,
+    "looks_ahead_in_company": ("invalid", "the model looks"),
+    "looks_for_targets": HONEST,
+    "notes_for_the_next_host": HONEST,
+    "patches_the_evaluator": HONEST,
+    "prints_an_answer": ("code_error", "process ended before it answered"),
+    "reads_the_text": HONEST,
+    "remembers_rows": ("invalid", "the model looks"),
+    "rewrites_the_weights": HONEST,
+    "tells_the_next_row": ("invalid", "the model looks at"),
+}
+
+
+def test_every_cheat_says_what_it_tries_and_has_an_expected_end() -> None:
+    files = {path.stem: path for path in HERE.glob("*.py")}
+    del files["conftest"], files[Path(__file__).stem]
+    assert files.keys() == EXPECTED.keys()
+    assert all(path.read_text().startswith('"""Tries to ') for path in files.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bwrap", "landlock"])
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_cheat_is_prevented_or_detected(
+    project: Project,
+    name: str,
+    kind: sandbox.Kind,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not sandbox.works(kind):
+        pytest.skip(f"{kind} does not work here")
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
+    source = (HERE / f"{name}.py").read_text() + BASE
+    tree = project.repository.tree_with(project.reference(), {"train.py": source.encode()})
+    result = run(project, Experiment(Change(tree=tree))).result
+    expected, words = EXPECTED[name]
+    assert result.failure_kind == expected, result.failure_detail
+    assert words in result.failure_detail
+    if expected is None:
+        inputs = find_inputs(project.task, project.layout.root)
+        assert isinstance(inputs, Inputs)
+        facts = next(iter(inputs.reports.values())).model_dump()["constants"]
+        uniform = facts["eval_tokens"] * math.log2(facts["vocab_size"]) / facts["eval_bytes"]
+        assert result.metric_value == pytest.approx(uniform, rel=1e-6)
+        assert result.attested and result.evidence["scorer"]["scored"] == "outside"
