@@ -97,7 +97,7 @@ def _search(view: Overview) -> Iterator[tuple[str, Cell]]:
 
 
 def queue_counts(view: Overview) -> str:
-    return ", ".join(f"{count:,} {state}" for state, count in view.counts.items())
+    return ", ".join(f"{count:,} {state}" for state, count in view.counts.items()) or "empty"
 
 
 def _best(best: BestRun | None) -> Text:

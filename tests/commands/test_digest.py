@@ -86,6 +86,17 @@ def test_proposers_are_judged_by_what_says_something_about_an_idea(night: Any) -
     assert records["person"].hit_rate == 1.0
 
 
+@pytest.mark.parametrize("state", ["dispatched", "running"])
+def test_an_idea_that_is_run_once_more_is_still_its_proposers(night: Any, state: str) -> None:
+    queue = night.queue
+    queue.requeue("h-nov20-0002")
+    queue.dispatch("h-nov20-0002", "cpu0")
+    if state == "running":
+        queue.claim("cpu0")
+    records = {one.proposer: one.tried for one in digest(night.layout).proposers}
+    assert records["search"] == 4 and "by hand" not in records
+
+
 def test_a_prediction_of_no_change_is_neither_right_nor_wrong(fleet: Any) -> None:
     fleet.ran("baseline-nov20", "keep", 1.5)
     fleet.ran("h-nov20-0001", "keep", 1.4, reference=1.5, predicted=0.0)

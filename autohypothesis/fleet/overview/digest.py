@@ -23,6 +23,7 @@ from autohypothesis.fleet.overview.results import (
     device_intervals,
     says_something,
 )
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
 from autohypothesis.records.comparison import Comparison, NearMiss, comparison_of, near_misses
 from autohypothesis.records.files import load_or_none
@@ -32,7 +33,7 @@ from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.outcomes import DAMAGED, counted_as, ended, tally, tried, word_of
 from autohypothesis.records.rows import IMPORTED, is_baseline
-from autohypothesis.schema import Decision, Hypothesis, Plan, now, rfc3339
+from autohypothesis.schema import Decision, Plan, now, rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ def _idle(workers: Iterable[DeviceUse]) -> float | None:
 def _records(layout: Layout, decided: Iterable[Decided]) -> list[ProposerRecord]:
     by_proposer: dict[str, list[tuple[Decision, float | None]]] = defaultdict(list)
     for row, decision in decided:
-        if says_something(row) and not is_baseline(row):
+        if says_something(row) and not is_baseline(row):  # of one search, so it has a tag
             proposer, predicted = _proposed(layout, row)
             by_proposer[proposer].append((decision, predicted))
     records = [_record(name, tried) for name, tried in by_proposer.items()]
@@ -323,9 +324,8 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
     """Return the proposer of a hypothesis, and the change that was predicted."""
     name, hypothesis, prediction = str(row.get("hypothesis_id") or ""), None, None
     if ID.fullmatch(name):
-        paths = (layout.hypothesis(name, state) for state in ("done", "pending"))
-        documents = (load_or_none(Hypothesis, path) for path in paths)
-        hypothesis = next((document for document in documents if document is not None), None)
+        placed = Queue(layout, str(row["tag"])).read(name)  # at a worker too: it comes back
+        hypothesis = placed[1] if placed else None
         prediction = hypothesis.prediction if hypothesis else None
     if prediction is None and ID.fullmatch(str(row["id"])):
         plan = load_or_none(Plan, layout.plan(str(row["id"])))
