@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("Use no more than\n24 GiB of GPU memory.", ("memory", 24 * 1024)),
         ("39 GB of VRAM at most", ("memory", 39 * 1024)),
         ("It must fit into 24 GB", ("memory", 24 * 1024)),
+        ("The model must fit on a 24GB card.", ("memory", 24 * 1024)),
         ("If a run exceeds 10 minutes, kill it.", ("time", 600)),
         ("Training must finish within 300 s.", ("time", 300)),
         ("At most 50M parameters.", ("parameters", 50)),
@@ -88,6 +89,15 @@ def test_status_names_what_the_prose_forbids_and_no_code_holds(fleet_project: Pr
     assert all(cure in line for cure, line in zip(cures, lines, strict=True))
     assert lines[0].startswith("program.md, line 1, 'VRAM under 39 GB")
     assert set(lines) <= {need.what for need in overview(layout).needs}
+
+
+@pytest.mark.parametrize("block", ["frozen: [RATE", "froozen: [RATE]", "ranges: {RATE: 0.1-0.3}"])
+def test_status_names_a_block_that_cannot_be_read_where_no_observer_does(
+    fleet_project: Project, block: str
+) -> None:
+    fleet_project.layout.program.write_text(f"# Goal\n\n```steering\n{block}\n```\n")
+    (need,) = overview(fleet_project.layout).needs
+    assert need.what.startswith("program.md line 4: ")
 
 
 def test_what_a_block_or_the_task_holds_is_not_named(fleet_project: Project) -> None:

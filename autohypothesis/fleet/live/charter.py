@@ -32,7 +32,8 @@ _SCALES: dict[Kind, dict[str, float]] = {
 """First letter of a unit -> MiB, seconds, millions."""
 _BEFORE = re.compile(
     r"(?:\b(?:under|below|at most|exceeds?|exceeding|within|max\.?|maximum|limit(?:ed)?|"
-    r"cap(?:ped)?|ceiling|(?P<loose>budget|up to)|(?:less|fewer|lower) than|fits? in(?:to|side)?|"
+    r"cap(?:ped)?|ceiling|(?P<loose>budget|up to)|(?:less|fewer|lower) than|"
+    r"fits? (?:on|in(?:to|side)?)|"
     r"(?:not|never)(?: go)? (?:over|above)|limit(?:s|ed)?\s[^.\d]{0,30}\bto|"
     r"(?:no|not|never)\s+(?:\w+\s+){0,2}(?:more|larger|higher|longer) than)(?!\w)|[<≤])"
     r"(?:\s+(?:of|is|at|to|the|be|a)\b|[:=*_` ])*[(\s]*$",

@@ -33,7 +33,14 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import suggested
 from autohypothesis.plain import some_of
 from autohypothesis.records.bundles import reason_in, uncollected
-from autohypothesis.records.files import JSON_LIMIT, load, load_or_none, read_text, shown
+from autohypothesis.records.files import (
+    JSON_LIMIT,
+    PAGE_LIMIT,
+    load,
+    load_or_none,
+    read_text,
+    shown,
+)
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.outcomes import WORDS
@@ -195,8 +202,9 @@ def overview(layout: Layout, queue: Queue | None = None, *, tag: str | None = No
     alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
     look.note_dead_processes(roles, workers)
     look.note_devices_and_runs()
-    if not alive:  # an observer or a loop records them
+    if not alive:  # an observer or a loop records and tells these
         look.note_unattended_runs(workers)
+        look.note_steering()
     look.needs += [Notice(str(unbound)) for unbound in unbound_limits(layout)]
     if elsewhere := another_machine(layout):
         look.needs.append(Notice(elsewhere.problem, suggested(elsewhere.hint)))
@@ -454,6 +462,18 @@ class _Reader:
         self.needs += [Notice(line) for line in stalled_runs(self.layout)]
         for device, reason in quarantined(self.layout).items():
             self._note(f"device {device} is left alone for a while: {reason}", "doctor")
+
+    def note_steering(self) -> None:
+        """Name a steering block that cannot be read: what it forbids would not be forbidden."""
+        for path in (self.layout.program, self.layout.steering):
+            with suppress(OSError, RecordError):
+                if "steering" in read_text(path, PAGE_LIMIT):  # else nothing has to be imported
+                    from autohypothesis.fleet.live.steering import SteeringFiles
+
+                    files = SteeringFiles(self.layout)
+                    files.combined()
+                    self.needs += [Notice(problem) for problem in files.problems()]
+                    return
 
     def note_unattended_runs(self, workers: Iterable[WorkerView]) -> None:
         """Name the runs that no process waits for: `run-experiment` was killed, say."""
