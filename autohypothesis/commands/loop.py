@@ -148,7 +148,8 @@ def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
     from autohypothesis.fleet.overview.overview import overview
     from autohypothesis.plain import plain_line
     from autohypothesis.records.history import LiveHistory
-    from autohypothesis.terminal.parts import better, number
+    from autohypothesis.terminal.fleet import gain_words
+    from autohypothesis.terminal.parts import number
 
     layout, session = loop.project.layout, loop.session
     history = LiveHistory(layout, session.tag)
@@ -163,13 +164,8 @@ def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
         remark(f"{outcome}: {summary}; {loop.ended}")
     best = overview(layout).best
     if best is not None:
-        gain = ""  # without a baseline of its platform: one recorded by hand has another
-        if best.improvement:
-            how_much = better(best.improvement, best.improvement_share)
-            gain = f", {how_much} than the baseline's {number(best.baseline, 6)}"
-        elif best.improvement == 0:
-            gain = ", the baseline"
-        remark(f"best: {plain_line(best.metric)} {number(best.value, 6)}{gain}")
+        words = f"{plain_line(best.metric)} {number(best.value, 6)}"
+        remark(f"best: {', '.join(filter(None, (words, gain_words(best))))}")
     remark(f"results: {layout.results_tsv}")
     has_gained = history.has_gained(loop.project.reference(), loop.project.repository.is_ancestor)
     run = "python orchestrator.py"

@@ -109,12 +109,20 @@ def _best(best: BestRun | None) -> Text:
         text.append(f" ({plain_line(best.confirmation)})", "default")
     if best.compared is not None:
         text.append(f", {best.compared.words}", "default")
-    if best.baseline is not None and best.improvement:
-        gain = better(best.improvement, best.improvement_share)
-        text.append(f"\n{gain} than the baseline's {number(best.baseline, 6)}", "default")
-    elif best.baseline is not None:
-        text.append("\nthe baseline itself", "default")
+    if gain := gain_words(best):
+        text.append(f"\n{gain}", "default")
     return text
+
+
+def gain_words(best: BestRun) -> str:
+    """Return `better by 0.0312 (2.1 %) than the baseline's 1.5`, or `the baseline`; empty where its
+    platform has none, as that of a run that was recorded by hand."""
+    if best.baseline is None:
+        return ""
+    if not best.improvement:
+        return "the baseline"
+    gain = better(best.improvement, best.improvement_share)
+    return f"{gain} than the baseline's {number(best.baseline, 6)}"
 
 
 def _counted(view: Overview) -> Text:
@@ -335,9 +343,8 @@ def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
     if best is not None and page.tag == page.overview.tag:
         text = Text(f"{plain_line(best.metric)} {number(best.value, 6)}", "bold green")
         text.append(f"  {plain_line(best.experiment_id)}", "default")
-        if best.improvement:
-            gain = better(best.improvement, best.improvement_share)
-            text.append(f", {gain} than the baseline", "default")
+        if gain := gain_words(best):
+            text.append(f", {gain}", "default")
         yield "best", text
     idle = "" if page.idle_share is None else f", idle for {share(page.idle_share)} of their time"
     if page.device_hours:

@@ -25,6 +25,7 @@ from autohypothesis.records.rows import real
 from autohypothesis.schema import now, rfc3339
 from autohypothesis.terminal.fleet import (
     QUIET,
+    gain_words,
     named,
     needs_lines,
     progress_bar,
@@ -130,7 +131,7 @@ class Monitor:
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f"{plain_line(best.metric)} {number(best.value, 4)}", "bold green")
         gain = better(best.improvement, best.improvement_share)
-        text.append(f"  {gain}  " if best.improvement else "  the baseline  ", "default")
+        text.append(f"  {gain if best.improvement else gain_words(best)}  ", "default")
         line = best_so_far(self._history, best.metric)
         if len(line) > 1:
             text.append(sparkline(line[-SPARK:], SPARK), "green")

@@ -38,6 +38,7 @@ def test_off_a_terminal_each_look_is_a_plain_frame(fleet: Any, cli: Any) -> None
                  "27.1k tok/s", "+2 −1", "h-nov20-0007-1", "what the observer did", "2 min ago",
                  "val_bpb 1.4000", "1 pending", "what comes next"):  # fmt: skip
         assert word in frames[0], word
+    assert "the baseline" not in frames[0], "its platform has none"
 
 
 def test_a_file_that_is_torn_between_two_frames_does_not_stop_the_monitor(
