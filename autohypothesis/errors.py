@@ -39,6 +39,10 @@ class UnwritableError(RecordError):
     """A file or folder cannot be written: it is read-only, or the disk is full."""
 
 
+class SignatureError(RecordError):
+    """A signature is missing, is by a key that is not trusted, or does not fit what it signs."""
+
+
 class LockError(AutohypothesisError):
     """Another process holds the lock; the message names the holder."""
 

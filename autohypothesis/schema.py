@@ -626,6 +626,21 @@ class Decision(Tolerant):
     simplification: bool = False
     requeue: bool = False
     decided_by: str = ""
+    attestation: str = ""
+    """SHA-256 of the bundle's attestation.json as it was decided on; empty where it had none."""
+    place: Whole = None
+    """Number of its line, from 0; null in records from before the chain. It and what follows are
+    written by the journal itself, at the end of the line."""
+    previous: str = ""
+    """SHA-256 of the line before, without its break; of nothing, where it is the first."""
+    genesis: str = ""
+    """In the first line of the chain alone: SHA-256 of all that stands before it."""
+    repaired: Whole = None
+    """Bytes of the line before, where a kill has cut that off and it is no record."""
+    signed_by: str = ""
+    """SHA-256 of the public key."""
+    signature: str = ""
+    """Of the line without this key, as DSSE signs a payload."""
 
 
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────

@@ -126,6 +126,14 @@ def forked(work: Callable[..., object], *args: object, **more: object) -> BasePr
     return process
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests sign with a key of their own, and leave this user's settings alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOHYPOTHESIS_CONFIG", str(tmp_path_factory.mktemp("settings")))
+        yield
+
+
 NewRepository = Callable[[Path, dict[str, str]], Path]
 
 

@@ -68,6 +68,7 @@ def up(
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.commands.init import fleet_from_nothing, refuse_other_devices
+    from autohypothesis.engine.verify import findings_in_keeps
     from autohypothesis.fleet.roster.roster import FleetOptions
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.toolbuilder.builder import command_words
@@ -95,6 +96,8 @@ def up(
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
+    for finding in findings_in_keeps(repository, layout, manifest.tag):
+        remark(f"needs you: {finding.line}; see `python orchestrator.py verify --all`")
     if not is_ready:
         tell_limits(project)
         ran = _introduce(

@@ -32,7 +32,7 @@ PANELS = {
     },
     "Look": {
         "status": "show", "digest": "show", "show-results": "show", "runs": "show",
-        "show": "show", "best": "show", "monitor": "show",
+        "show": "show", "best": "show", "monitor": "show", "verify": "verify",
     },
     "Share": {"adopt": "show", "hub": "hub_serve"},
     "Any text": {"task": "task"},

@@ -23,6 +23,7 @@ from typing import Any
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
+from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.failures import Failure, classify
@@ -76,8 +77,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
     run = layout.run(experiment_id)
     with locks.hold(layout, "collect", doing=f"collecting {experiment_id}"):
         if is_collected(run):
-            _clean_up(run, _local(run) if run.local.exists() else {})
-            return load(Result, run.result)
+            return _finish(repository, run)
         state = shim.status(run)
         if state == "running":
             raise LaunchError(
@@ -101,12 +101,13 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         if metadata is not None and is_baseline and result.status == "completed":
             key = metadata.runtime.platform_key
             keep_compile_cache(run.home, compile_cache_folder(repository.common_dir, key))
+        attest(repository, run, result, local.get("before"))
         _clean_up(run, local)
         return result
 
 
-def finish_collection(layout: Layout, experiment_id: str) -> bool:
-    """Return whether the run is collected, and clean up after a collector that was killed.
+def finish_collection(repository: Repository, layout: Layout, experiment_id: str) -> bool:
+    """Return whether the run is collected, and do the rest for a collector that was killed.
 
     A decision changes `result.json`: while the evidence remains, it would be collected again.
     """
@@ -114,8 +115,17 @@ def finish_collection(layout: Layout, experiment_id: str) -> bool:
     with locks.hold(layout, "collect", doing=f"cleaning up {experiment_id}"):
         if not is_collected(run):
             return False
-        _clean_up(run, _local(run) if run.local.exists() else {})
+        _finish(repository, run)
         return True
+
+
+def _finish(repository: Repository, run: RunPaths) -> Result:
+    """Attest a collected run where a kill prevented that, clean up, and return its result."""
+    result, local = load(Result, run.result), _local(run) if run.local.exists() else {}
+    if "before" in local and not run.attestation.exists():
+        attest(repository, run, result, local["before"])
+    _clean_up(run, local)
+    return result
 
 
 def is_collected(run: RunPaths) -> bool:

@@ -1,8 +1,9 @@
 """Decide finished experiments: the only place where a decision is recorded and a reference moves.
 
 decisions.jsonl is the truth. A decision is appended first, with the reference it leads to; then
-the reference moves by compare-and-swap; then the copy in result.json is stamped. A kill between
-any two of these is mended by the next settle, which finishes the last decision's move.
+the reference moves by compare-and-swap; then the copy in result.json is stamped; what a settle has
+appended is anchored at its end (records/chain.py). A kill between any two of these is mended by the
+next settle, which finishes the last decision's move.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from autohypothesis.engine.attestation import hash_of
 from autohypothesis.engine.evidence import (
     Case,
     contaminated,
@@ -27,15 +29,17 @@ from autohypothesis.engine.policy import Evidence, Missing, Verdict, verdict_of
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.engine.reference import catch_up, move_reference, reference_ref
 from autohypothesis.engine.task import Constraint
+from autohypothesis.engine.verify import refuse_unverified
+from autohypothesis.engine.weights import trim_weights
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.bundles import is_of_no_search
+from autohypothesis.records.chain import DecisionChain
 from autohypothesis.records.comparison import is_near_miss
 from autohypothesis.records.files import load, load_or_none, require_writable
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.rows import VALUELESS
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
 
@@ -122,6 +126,7 @@ def settle(
             settling.settlement.refused = {**damaged, **settling.settlement.refused}
         else:
             settling.decide(experiment_ids)
+        settling.chain.advance()
         return settling.settlement
 
 
@@ -141,6 +146,7 @@ def settle_by_hand(
         decision = settling.decide_one(experiment_id, Verdict(status, "by_hand", reason))
         if not isinstance(decision, Decision):
             raise SettleError(f"{experiment_id} is decided as {status!r} already")
+        settling.chain.advance()
         return decision
 
 
@@ -226,6 +232,10 @@ class _Settling:
     again: Mapping[str, int] = field(default_factory=dict)
     settlement: Settlement = field(default_factory=Settlement)
 
+    def __post_init__(self) -> None:
+        self.chain = DecisionChain(self.project.repository, self.project.layout)
+        self.chain.begin()
+
     def decide(self, names: Iterable[str]) -> None:
         """Decide `names`; a win that needs runs again whenever one of these was decided."""
         self._decide_each(names)
@@ -298,6 +308,8 @@ class _Settling:
             runs = tuple(_missing_runs(others, case, verdict.missing))
             key = case.metadata.runtime.platform_key
             return NeedsRuns(experiment_id, runs, key, verdict.wanted, verdict.words)
+        if by_hand is None and verdict.decision_status in ("keep", "replicate"):
+            refuse_unverified(project.repository, project.layout, experiment_id, before)
         after = _reference_after(project, past, before, case, verdict, reference)
         number = past.highest_number() + 1
         if copied_id == _decision_id(number, experiment_id):
@@ -312,8 +324,9 @@ class _Settling:
             decided_by=self.decided_by,
             reference_before=reference,
             reference_after=after,
+            attestation=hash_of(project.layout.run(experiment_id)),
         )
-        bundles.append_decision(project.layout, decision)
+        self.chain.append(decision)
         past.add(decision)
         past.reference = ""  # until it has moved; a kill from here on is mended by `repair`
         tag, to = project.active(), str(after)
@@ -325,10 +338,8 @@ class _Settling:
             )
         past.reference = after
         _stamp(project, decision)
-        if decision.decision_status in ("discard", *VALUELESS):
-            # Nothing is built on it, and its commit and seed make the weights again.
-            with suppress(OSError):  # `trim_weights` removes them later
-                project.layout.run(experiment_id).weights.unlink(missing_ok=True)
+        if project.layout.run(experiment_id).weights.exists():
+            trim_weights(project.layout, past)
         return decision
 
 

@@ -45,6 +45,7 @@ from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.records.signing import own_signer
 from autohypothesis.schema import Metadata, Result
 
 SHIM_EXIT_S = 10.0
@@ -206,6 +207,7 @@ class LocalExecutor(Executor):
             # See it hold its lease or end, so that others may choose.
             name = spec.experiment_id
             devices.await_taken(device, name, ended=lambda: self.poll(name) != "running")
+        own_signer()  # read now, while the training starts: the collector needs it
         return name
 
     def check_device_free(self, resources: Resources, inputs: Inputs) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import program
+from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.candidate import settings_of, spec_of
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
@@ -276,7 +277,9 @@ def record_refusal(
     bundles.write_metadata(run, metadata_of(spec, sandbox=sandbox, **unknown))
     failure, evidence = Failure(kind, error.problem), {"mutation": dict(mutation)}
     nothing = Metrics.model_validate({"wall_seconds": 0.0, "cpu_seconds": 0.0})
-    bundles.write_result(run, result_of(spec, None, failure, "", evidence, nothing))
+    result = result_of(spec, None, failure, "", evidence, nothing)
+    bundles.write_result(run, result)
+    attest(repository, run, result)
     return RecordedRefusalError(name, error)
 
 

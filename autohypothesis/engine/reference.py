@@ -13,7 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from autohypothesis.errors import GitError, RecordError
+from autohypothesis.records import locks
 from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.chain import DecisionChain
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -108,7 +110,7 @@ def catch_up(repository: Repository, tag: str, reference: str) -> None:
 
 
 def take_in_task_commits(
-    repository: Repository, task: Task, tag: str, reference: str
+    repository: Repository, layout: Layout, task: Task, tag: str, reference: str
 ) -> str | None:
     """Move the reference to the user's commit where that adds the task file alone; that commit.
 
@@ -121,7 +123,9 @@ def take_in_task_commits(
     changed = [change.path for change in repository.changes(reference, head)]
     if any(path != task.source for path in changed):
         return None
-    return head if move_reference(repository, tag, head, reference) else None
+    with locks.hold(layout, "settle", doing="taking in your commit"):
+        DecisionChain(repository, layout).take_in(head)
+        return head if move_reference(repository, tag, head, reference) else None
 
 
 def _is_behind(repository: Repository, at: str | None, commit: str) -> bool:

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.candidate import check_candidate, prepare, settings_of, spec_of
 from autohypothesis.engine.collect import busy_workers, collect_ended, result_of
 from autohypothesis.engine.decide import NeedsRuns, pairs_of_near_miss, settle
@@ -529,6 +530,7 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> Outco
     bundles.write_metadata(paths, metadata_of(spec, platform_key=platform, home="kept"))
     result = result_of_log(spec, text)
     bundles.write_result(paths, result)
+    attest(repository, paths, result)
     return Outcome(experiment_id, result)
 
 

@@ -47,6 +47,7 @@ from autohypothesis.fleet.worker.preparation import STEERING_HINT, violation_by
 from autohypothesis.plain import some_of
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.bundles import uncollected
+from autohypothesis.records.chain import DecisionChain
 from autohypothesis.records.files import load_or_none, read_bytes, read_object
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
@@ -84,6 +85,7 @@ def import_user_commits(project: Project) -> Iterator[str]:
         if head == reference:
             return
         if repository.is_ancestor(reference, head):
+            DecisionChain(repository, project.layout).take_in(head)
             move_reference(repository, project.active(), head, reference)
             yield f"the search goes on from your commit {head[:7]}"
             return

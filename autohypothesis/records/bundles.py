@@ -357,15 +357,6 @@ def write_result(run: RunPaths, result: Result) -> None:
     write_json(run.result, result)
 
 
-def append_decision(layout: Layout, decision: Decision) -> None:
-    """Adds to decisions.jsonl, on the disk when this returns.
-
-    Raises:
-        RecordError: the disk is full, or decisions.jsonl is no file.
-    """
-    jsonl.append(layout.decisions, decision.model_dump(mode="json"), durable=True)
-
-
 def read_decisions(layout: Layout) -> tuple[list[Decision], list[str]]:
     """Every decision in its order, and what was wrong with lines that hold none.
 

@@ -157,6 +157,15 @@ def write_new(path: Path, data: bytes | str, *, durable: bool = True, mode: int 
     return True
 
 
+def make_private(folder: Path) -> None:
+    """Make `folder` and the folders on the way to it, for their owner only, or raise OSError."""
+    for part in (*reversed(folder.parents), folder):
+        with suppress(FileExistsError):
+            part.mkdir(mode=0o700)
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
 def require_writable(*folders: Path) -> None:
     """See that nothing stops at a read-only folder halfway; one that is absent will be made.
 

@@ -184,7 +184,10 @@ class Repository:
         entry = self._listing(commit).get(path)
         if entry is None:
             raise GitError(f"there is no file {path!r} in {commit[:12]}")
-        return self._once("blob", entry.blob, lambda: self._run("cat-file blob", entry.blob).out)
+        return self.read_blob(entry.blob)
+
+    def read_blob(self, blob: str) -> bytes:
+        return self._once("blob", blob, lambda: self._run("cat-file blob", blob).out)
 
     def entries(self, commit: str, paths: Sequence[str] = ()) -> dict[str, Entry]:
         """Path -> mode and blob, for the files of a commit or tree, all or those at `paths`."""
@@ -257,13 +260,17 @@ class Repository:
 
     # ── objects and refs, without a checkout ──────────────────────────────────────────────
 
+    def write_blob(self, content: bytes) -> str:
+        blob = self._run("hash-object -w --stdin --no-filters", stdin=content).text
+        self._known["blob", blob] = content
+        return blob
+
     def tree_with(self, base: str, files: Mapping[str, bytes]) -> str:
         """The tree of `base` with the contents of `files` in place of what is there."""
         there = self.entries(base, list(files))
         lines = {}
         for path, content in files.items():
-            blob = self._run("hash-object -w --stdin --no-filters", stdin=content).text
-            self._known["blob", blob] = content
+            blob = self.write_blob(content)
             mode = there[path].mode if path in there else "100644"
             lines[path] = f"{mode} blob {blob}\t{path}"
         if any("/" in path for path in files):

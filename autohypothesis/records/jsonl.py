@@ -64,6 +64,22 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
             os.fsync(descriptor)
 
 
+def append_made(path: Path, make: Callable[[int, int], bytes]) -> None:
+    """Add what `make` returns for the descriptor and the size of the locked file: whole lines,
+    with the break that a torn last line lacks. It is on the disk when this returns.
+
+    Raises:
+        RecordError, LockError: as `append` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as (descriptor, size):
+        lines = make(descriptor, size)
+        if len(lines) > LINE_LIMIT:
+            raise RecordError(f"{len(lines):,} bytes for {path}; {LINE_LIMIT:,} is the most")
+        _write_once(path, descriptor, lines, size)
+        os.fsync(descriptor)
+
+
 def append_lines(path: Path, lines: bytes, *, at: int) -> bool:
     """Add whole lines to a file of `at` bytes, on the disk when this returns.
 

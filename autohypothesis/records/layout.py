@@ -65,6 +65,8 @@ class RunPaths(PathSet):
     metadata = Place("metadata.json")
     result = Place("result.json")
     exit = Place("exit.json")
+    attestation = Place("attestation.json")
+    """What the collector found, signed; see `verify`."""
     events = Place("events.jsonl")
     out = Place("out")
     """The one folder of a bundle that the run itself may write to."""

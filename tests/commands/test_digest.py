@@ -10,8 +10,9 @@ import pytest
 
 from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.bundles import append_decision
+from autohypothesis.records.chain import DecisionChain
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.git import Repository
 from autohypothesis.schema import Decision, now
 from autohypothesis.terminal.fleet import digest_page
 
@@ -129,8 +130,8 @@ def test_an_overruled_decision_counts_once_and_as_it_stands(night: Any) -> None:
     before = json.loads(night.layout.decisions.read_text().splitlines()[1])
     overruled = {**before, "decision_id": "d-000100-x", "decision_status": "discard",
                  "reason": "by_hand"}  # fmt: skip
-    append_decision(
-        night.layout, Decision.model_validate({**overruled, "recorded_at": now().isoformat()})
+    DecisionChain(Repository(night.layout.root), night.layout).append(
+        Decision.model_validate({**overruled, "recorded_at": now().isoformat()})
     )
     sync(night.layout)
 

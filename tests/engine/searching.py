@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.decide import settle, settle_by_hand
 from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import (
     Decision,
@@ -75,6 +76,7 @@ class Search:
                 metrics=Metrics(peak_vram_mb=memory),
             ),
         )  # fmt: skip
+        attest(self.project.repository, run, load(Result, run.result))
         return name
 
     def decided(

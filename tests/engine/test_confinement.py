@@ -25,6 +25,7 @@ from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.signing import keys_folder
 from autohypothesis.schema import Metadata, Result
 from autohypothesis.system import user_config_folder
 from tests.conftest import ROOT, run_git
@@ -74,6 +75,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "users home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("AUTOHYPOTHESIS_CONFIG")
     return folder
 
 
@@ -242,7 +244,8 @@ def test_no_key_and_no_record_can_be_read_from_a_run(
     assert user_config_folder().is_relative_to(home)
     first = attack(foreign, "", tag="first").run
     places = [home / ".ssh/id_ed25519", home / ".netrc", home / ".claude.json",
-              home / ".config/autohypothesis/hubs/x.json", first.result, first.log,
+              home / ".config/autohypothesis/hubs/x.json", keys_folder() / "fleet.pem",
+              first.result, first.log, first.attestation,
               foreign / ".git" / "HEAD", foreign / ".git" / "config"]  # fmt: skip
     code = f"""
 for place in {[str(place) for place in places]!r}:
@@ -265,6 +268,7 @@ def home_outside_of_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's home where homes are: not below the /tmp that bubblewrap replaces."""
     with tempfile.TemporaryDirectory(prefix=".home-", dir=ROOT) as name:
         monkeypatch.setenv("HOME", name)
+        monkeypatch.delenv("AUTOHYPOTHESIS_CONFIG")
         yield Path(name)
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from autohypothesis.engine import decide as settling
+from autohypothesis.engine import weights
 from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
 from autohypothesis.engine.reference import reference_ref
@@ -212,8 +213,6 @@ def test_a_decision_whose_copy_cannot_be_written_is_a_decision_all_the_same(
     search: Search, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.6)
-    weights = search.project.layout.run("h-1").weights
-    weights.write_bytes(b"weights")
 
     def full(*_args: object) -> None:
         raise UnwritableError("no space left on device")
@@ -221,8 +220,22 @@ def test_a_decision_whose_copy_cannot_be_written_is_a_decision_all_the_same(
     monkeypatch.setattr(bundles, "write_result", full)
     settlement = settle(search.project, decided_by="test")
     assert [decision.experiment_id for decision in settlement.decisions] == ["h-1"]
-    assert not settlement.refused and not weights.exists()
+    assert not settlement.refused
     assert not settle(search.project, ["h-1"], decided_by="test").refused
+
+
+def test_weights_of_keeps_stay_and_of_others_the_newest_that_there_is_room_for(
+    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "WEIGHTS_BYTES", 30)
+    values = {"h-1": 1.2, "h-2": 1.3, "h-3": 1.3, "h-4": 1.1, "h-5": 1.3}
+    for number, (name, value) in enumerate(values.items()):
+        base = search.project.reference()
+        search.ended(name, search.change(base, f"A = {number}\n"), base, value)
+        search.project.layout.run(name).weights.write_bytes(b"ten bytes.")
+        search.settled(name)
+    kept = [name for name in values if search.project.layout.run(name).weights.exists()]
+    assert kept == ["h-1", "h-4", "h-5"]
 
 
 def test_a_decision_after_a_damaged_line_has_an_id_of_its_own(search: Search, start: str) -> None:

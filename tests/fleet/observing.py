@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import evidence, runner
+from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.experiment import Executor, Experiment, RunSpec, RunState, metadata_of
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RecordedRefusalError
@@ -121,6 +122,7 @@ class InstantExecutor(Executor):
         run.log.write_text(_printed(script, spec), encoding="utf-8")
         result = result_of_log(spec, run.log.read_text(encoding="utf-8"))
         bundles.write_result(run, result)
+        attest(self.project.repository, run, result)
         return result
 
 
@@ -183,7 +185,9 @@ class Hands:
         result = self.executor.collect(experiment_id)
         if self.spoil is not None:
             result = self.spoil(one, experiment_id, result)
-            write_json(self.project.layout.run(experiment_id).result, result)
+            run = self.project.layout.run(experiment_id)
+            write_json(run.result, result)
+            attest(self.project.repository, run, result)
         observer.queue.finish(one.hypothesis_id, self.name)
         return result
 

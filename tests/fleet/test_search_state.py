@@ -18,8 +18,10 @@ from autohypothesis.fleet.observer.search_state import (
 )
 from autohypothesis.fleet.single_loop import LoopSession
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records import bundles, jsonl
+from autohypothesis.records import jsonl
+from autohypothesis.records.chain import DecisionChain
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.git import Repository
 from autohypothesis.records.history import DecisionHistory, LiveHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import (
@@ -37,6 +39,10 @@ from autohypothesis.schema import (
 )
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
+
+
+def append(layout: Layout, record: Decision) -> None:
+    DecisionChain(Repository(layout.root), layout).append(record)
 
 
 def decision(experiment_id: str, **more: Any) -> Decision:
@@ -150,10 +156,10 @@ def test_another_tags_runs_are_not_told(fleet_project: Project) -> None:
 def test_a_live_history_reads_only_what_was_appended(layout: Layout) -> None:
     history = LiveHistory(layout, "t")
     assert not history.refresh() or not history.latest
-    bundles.append_decision(layout, decision("h-t-0001-1", requeue=True))
+    append(layout, decision("h-t-0001-1", requeue=True))
     history.refresh()
-    bundles.append_decision(layout, decision("h-t-0001-2"))
-    bundles.append_decision(layout, decision("h-x-0001-1", tag="x"))
+    append(layout, decision("h-t-0001-2"))
+    append(layout, decision("h-x-0001-1", tag="x"))
     history.refresh()
     assert list(history.latest) == ["h-t-0001-1", "h-t-0001-2"]
     assert not history.refresh()
@@ -162,7 +168,7 @@ def test_a_live_history_reads_only_what_was_appended(layout: Layout) -> None:
 def test_a_record_that_was_written_twice_counts_once(layout: Layout) -> None:
     history, first = LiveHistory(layout, "t"), decision("h-t-0001-1")
     for each in (first, decision("h-t-0002-1"), first):
-        bundles.append_decision(layout, each)
+        append(layout, each)
     history.refresh()
     assert list(history.latest) == list(DecisionHistory.of_tag(layout, "t").latest)
     assert len(history.decisions) == 2
@@ -174,7 +180,7 @@ def test_what_is_overruled_in_a_session_of_a_loop_takes_no_place_of_its_own(
     history = LiveHistory(layout, "t")
     overruled = decision("h-t-0001-1").model_copy(update={"decision_id": "d-3"})
     for each in (decision("h-t-0001-1"), decision("h-t-0002-1"), overruled):
-        bundles.append_decision(layout, each)
+        append(layout, each)
     history.refresh()
     session = LoopSession(tag="t", first=1, begun=now())
     assert [each.experiment_id for each in session.decisions(history)] == ["h-t-0002-1"]
@@ -183,17 +189,17 @@ def test_what_is_overruled_in_a_session_of_a_loop_takes_no_place_of_its_own(
 def test_decisions_that_were_restored_are_read_from_the_start(layout: Layout) -> None:
     history = LiveHistory(layout, "t")
     for number in range(5):
-        bundles.append_decision(layout, decision(f"h-t-000{number}-1"))
+        append(layout, decision(f"h-t-000{number}-1"))
     history.refresh()
     layout.decisions.unlink()
-    bundles.append_decision(layout, decision("h-t-0009-1"))
+    append(layout, decision("h-t-0009-1"))
     history.refresh()
     assert list(history.latest) == ["h-t-0009-1"]
 
 
 def test_a_line_that_is_no_decision_costs_itself(layout: Layout) -> None:
     jsonl.append(layout.decisions, {"hello": 1})
-    bundles.append_decision(layout, decision("h-t-0001-1"))
+    append(layout, decision("h-t-0001-1"))
     layout.decisions.write_bytes(b"\xff{broken\n" + layout.decisions.read_bytes())
     history = LiveHistory(layout, "t")
     history.refresh()
@@ -356,14 +362,14 @@ def test_a_run_that_was_lost_or_cannot_be_compared_is_no_earlier_run_of_its_idea
     layout, base = fleet_project.layout, fleet_project.reference()
     _run_of_rate_2(fleet_project, "h-t-0001-1")
     lost = decision("h-t-0001-1", decision_status="crash", reason="infra", requeue=True)
-    bundles.append_decision(layout, lost)
+    append(layout, lost)
     assert state_of(fleet_project).reason_against(idea(RATE=2.0), []) == ""
     own_fault = lost.model_copy(update={"reason": "code_error", "requeue": False})
-    bundles.append_decision(layout, own_fault.model_copy(update={"decision_id": "d-2"}))
+    append(layout, own_fault.model_copy(update={"decision_id": "d-2"}))
     assert "crash, code_error" in state_of(fleet_project).reason_against(idea(RATE=2.0), [])
     _begun(fleet_project, "baseline-t-1", commit=base, platform="another device")
     elsewhere = decision("baseline-t-1", commit=base, decision_status="keep", metric_value=1.0)
-    bundles.append_decision(layout, elsewhere)
+    append(layout, elsewhere)
     assert state_of(fleet_project).reason_against(idea(RATE=2.0), []) == ""
 
 

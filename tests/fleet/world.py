@@ -558,7 +558,7 @@ class World:
             (os, "replace", "replace"), (os, "link", "link"), (os, "unlink", "unlink"),
             (os, "mkdir", "mkdir"), (system, "_rename_noreplace", "rename"), (git, "call", "git"),
             (shim, "claim", "claim"), (decide, "move_reference", "move"),
-            (decide, "_stamp", "stamp"), (decide.bundles, "append_decision", "append"),
+            (decide, "_stamp", "stamp"), (decide.DecisionChain, "append", "append"),
         ):  # fmt: skip
             self.patches.setattr(owner, name, self._stepping(op, getattr(owner, name)))
         real_open, real_write, rmdir = os.open, os.write, os.rmdir

@@ -7,7 +7,7 @@ a step twice does nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,9 +30,8 @@ from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue, QueuePlace
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import load, load_or_none
-from autohypothesis.records.history import LiveHistory, best_kept, is_lost, of_tag
+from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Decision, Hypothesis, Metadata, Plan, Proposal, Result
 
 REPEAT_PRIORITY = 900.0
@@ -50,8 +49,6 @@ LOOK_S = 10.0
 """Interval of searching for runs that no process collected."""
 SCAN_TIME_FACTOR = 50
 """A search for such runs takes at most one part in so many of the time."""
-WEIGHTS_BYTES = 20 << 30
-"""Maximum of all weights together; within it, weights of replicated experiments are kept too."""
 
 
 class Decider:
@@ -94,8 +91,6 @@ class Decider:
             self._pause = max(LOOK_S, SCAN_TIME_FACTOR * (self._last_look - now))
         elif decisions or (self._dirty and now - self._last_sync >= SYNC_S):
             self._sync()
-        if any(decision.decision_status in ("keep", "replicate") for decision in decisions):
-            trim_weights(self.project, read_ledger(self.project.layout))
         return decisions
 
     def waits(self) -> list[str]:
@@ -158,34 +153,6 @@ class Decider:
                 if not plan.worker_id or not layout.hypothesis(*claim).exists():
                     unattended.append(name)
         collect_ended(self.project.repository, layout, unattended)
-
-
-def trim_weights(project: Project, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Remove weights of decided runs that are not needed; a commit and its seed make them again.
-
-    The reference and the best keep theirs; what is damaged may be mended, so it does too.
-
-    Args:
-        rows: of the ledger, all tags; another tag's weights are left alone.
-    """
-    own = list(of_tag(rows, project.active()))
-    reference, best = project.reference(), best_kept(own)
-    needed = {
-        str(row["id"])
-        for row in own
-        if row is best or row.get("commit") == reference or row.get("status") == "damaged"
-    }
-    repeated = {str(row["replicates"]) for row in own if row.get("replicates")}
-    sizes: dict[str, int] = {}
-    for name in (str(row["id"]) for row in own if row.get("ordinal") is not None):
-        with suppress(OSError):
-            sizes[name] = project.layout.run(name).weights.stat().st_size
-    held = sum(size for name, size in sizes.items() if name in needed)
-    for name, size in sizes.items():
-        if name in repeated and name not in needed and held + size <= WEIGHTS_BYTES:
-            held += size
-        elif name not in needed:
-            project.layout.run(name).weights.unlink(missing_ok=True)
 
 
 def queue_repeat(queue: Queue, source_id: str, experiment: Experiment, **only: str) -> str:

@@ -151,7 +151,8 @@ class _FleetSetup:
         self.trees.refuse_obstacles([worker.worker_id for worker in self.chosen])
         self.project = self.project.with_tag(self.tag, base=base)
         if self.wanted.start is None and not list_active(self.layout):
-            taken = take_in_task_commits(self.repository, self.project.task, self.tag, base)
+            where = (self.repository, self.layout)
+            taken = take_in_task_commits(*where, self.project.task, self.tag, base)
             if taken is not None:
                 base = taken
                 self.notes.append(f"the search goes on from your commit {base[:7]}")

@@ -239,7 +239,8 @@ class _Snapshot:
 
 
 def _of_run(run: RunPaths) -> Iterator[KeptFile]:
-    for path in (run.config, run.metadata, run.result, run.exit, run.diff, run.run_spec):
+    signed = (run.config, run.metadata, run.exit, run.diff, run.run_spec, run.attestation)
+    for path in (*signed, run.result):
         yield KeptFile(str(path))
     tails = {run.events: EVENTS_TAIL, run.clock: EVENTS_TAIL}
     for path, limit in {**tails, run.log: LOG_TAIL, run.score_log: LOG_TAIL}.items():

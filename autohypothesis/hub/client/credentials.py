@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from autohypothesis.errors import HubError, RecordError, UsageError
 from autohypothesis.hub.client.http import Patience, checked_server, is_loopback
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.protocol import AGENT
-from autohypothesis.records.files import parse_json, read_bytes, to_json, write_new
+from autohypothesis.records.files import make_private, parse_json, read_bytes, to_json, write_new
 from autohypothesis.records.secrets import (
     FILE_LIMIT,
     home_file,
@@ -208,15 +207,6 @@ def _content(path: Path) -> bytes:
         return read_bytes(os.path.realpath(path), FILE_LIMIT)
     except RecordError as error:
         raise ValueError(f"cannot be used: {error.problem}") from None
-
-
-def make_private(folder: Path) -> None:
-    """Make `folder` and the folders on the way to it, for their owner only, or raise OSError."""
-    for part in (*reversed(folder.parents), folder):
-        with suppress(FileExistsError):
-            part.mkdir(mode=0o700)
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        folder.chmod(0o700)
 
 
 def checked_agent(name: str) -> str:
