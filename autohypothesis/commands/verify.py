@@ -13,7 +13,7 @@ from autohypothesis.commands.common import open_project, opened, print_json, rem
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.verify import Verification
+    from autohypothesis.engine.verify import Finding, Verification
 
 
 @app.command("verify")
@@ -27,6 +27,9 @@ def verify(
         list[Path] | None,
         Option("--key", help="A public key to trust, in place of this fleet's; repeatable."),
     ] = None,
+    is_rerunning: Annotated[
+        bool, Option("--rerun", help="Run it again as well, and compare the values.")
+    ] = False,
     is_accepting: Annotated[
         bool,
         Option("--accept", help="Take decisions and references as they are, by your word."),
@@ -37,6 +40,7 @@ def verify(
     """Hold bundles, decisions, references and ledger against what the fleet has signed.
 
     Offline, and nothing is changed. A line for each finding; the exit code is 1 where there is one.
+    `--rerun` runs the commit again at its seed, and names a value that differs by `min_delta`.
     `--accept` is for decisions that you know to be lost, or a reference that you moved yourself:
     what it says of them is in the anchor.
 
@@ -53,6 +57,10 @@ def verify(
     repository, layout = opened(repo)
     verifier = Verifier(repository, layout, trusted_keys(key or ()))
     found = verifier.verify(None if experiment_id is None else [experiment_id])
+    if is_rerunning:
+        if experiment_id is None:
+            raise UsageError("one experiment at a time is run again", hint="verify ID --rerun")
+        found.findings += _run_again(repo, experiment_id)
     if as_json:
         print_json(
             {
@@ -77,6 +85,18 @@ def _print(found: Verification) -> None:
     decisions = f"{found.decisions} decision{'s' * (found.decisions != 1)}"
     came = f"{len(found.findings)} findings" if found.findings else "all as it was signed"
     say(f"{runs}, {decisions}: {came}")
+
+
+def _run_again(repo: Path, experiment_id: str) -> list[Finding]:
+    from autohypothesis.commands.progress import ProgressWatch
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.rerun import rerun
+
+    project = open_project(repo)
+    again = rerun(project, experiment_id, ProgressWatch())
+    refresh(project.layout)
+    remark(f"{again.experiment_id}: {again.value}; recorded: {again.first_value}")
+    return [again.finding] if again.finding else []
 
 
 def _accept(repo: Path) -> None:

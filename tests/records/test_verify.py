@@ -330,3 +330,19 @@ def test_up_names_what_is_wrong_before_it_starts(
     assert searched("up", "--cpu-workers", "1").returncode == 0
     replaced("exit.json")(searched)
     assert f"needs you: {KEEP}: exit.json has SHA-256" in searched("up").stderr
+
+
+def test_a_run_is_made_again_and_another_value_is_named(searched: Searched) -> None:
+    answer = searched("verify", KEEP, "--rerun")
+    assert answer.returncode == 0, answer
+    assert "1.01; recorded: 1.01" in answer.stderr
+    assert searched.findings() == []
+    changed = {"metric_value": 0.5, "metrics": {"val_bpb": 0.5}}
+    searched.edit(searched.worse.result, **changed)
+    answer = searched("verify", WORSE, "--rerun")
+    assert answer.returncode == 1, answer
+    found = answer.stdout
+    assert any(f"{WORSE}: result.json says 0.5, and h-t-" in line for line in found.splitlines()), (
+        answer
+    )
+    assert searched("verify", "--all", "--rerun").returncode == 2
