@@ -19,6 +19,7 @@ from autohypothesis.engine.evidence import (
     contaminated,
     gather,
     read_case,
+    require_known,
     restored,
     slot_speed,
     with_contention,
@@ -159,6 +160,7 @@ def pairs_of_near_miss(project: Project, experiment_id: str, seeds: int) -> int:
     """
     decision = DecisionHistory.of_tag(project.layout, project.tag).of(experiment_id)
     if decision is None or not is_near_miss(vars(decision)):
+        require_known(project.layout, experiment_id)
         found = f"a {decision.decision_status} ({decision.reason})" if decision else "not decided"
         raise SettleError(
             f"{experiment_id} is {found}, and only a near miss is run at more seeds",

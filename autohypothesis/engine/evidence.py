@@ -25,6 +25,7 @@ from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ids import slug
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import is_import, real
 from autohypothesis.schema import Decision, Metadata, Plan, Result, finite
 
@@ -72,6 +73,7 @@ def read_case(project: Project, experiment_id: str) -> Case:
     """
     run = project.layout.run(experiment_id)
     if not run.result.exists():
+        require_known(project.layout, experiment_id)
         raise SettleError(
             f"{experiment_id} has no result yet",
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
@@ -110,6 +112,19 @@ def read_case(project: Project, experiment_id: str) -> Case:
         value = real(getattr(result.metrics, result.metric_name, None), result.metric_name)
         result = result.model_copy(update={"metric_value": value})  # where other tools left it
     return Case(experiment_id, result, metadata, task, submitted=submitted)
+
+
+def require_known(layout: Layout, experiment_id: str) -> None:
+    """Refuse an id that no experiment has.
+
+    Raises:
+        SettleError: there is neither a plan nor a run of that name.
+    """
+    if not layout.run(experiment_id).folder.exists() and not layout.plan(experiment_id).exists():
+        raise SettleError(
+            f"no experiment is called {experiment_id!r}",
+            hint="run `python orchestrator.py runs --all` for their ids",
+        )
 
 
 def with_contention(past: DecisionHistory, case: Case) -> Case:

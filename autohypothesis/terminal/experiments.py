@@ -127,7 +127,8 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
 def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     compared, base, delta = comparison_of(row), row.get("reference_value"), ""
     if compared and compared.pairs:
-        delta = f"{compared.cell} against its base, the mean of {compared.pairs} further pairs"
+        pairs = f"{compared.pairs} further pair{'s' * (compared.pairs > 1)}"
+        delta = f"{compared.cell} against its base, the mean of {pairs}"
     elif compared:
         against = "the best before it" if base is None else f"its base's {number(base, 6)}"
         delta = f"{compared.cell} against {against}"

@@ -221,3 +221,15 @@ def test_every_listing_and_page_answers_in_json(cli: Cli) -> None:
     assert len(names) > 20
     for name in list(names)[:3]:
         assert "properties" in json.loads(cli("schema", name).stdout), name
+
+
+def test_an_id_that_no_experiment_has_is_named_as_that(cli: Cli, foreign: Path) -> None:
+    assert cli("run-experiment", "--decide").returncode == 0
+    for words in (
+        ("decide", "crash"),
+        ("decide", "h-1", "keep"),
+        ("run-experiment", "--replicate", "h-1"),
+        ("run-experiment", "--replicate", "h-1", "--seeds", "2"),
+    ):
+        answer = cli(*words)
+        assert answer.returncode == 1 and "no experiment is called" in answer.stderr, words
