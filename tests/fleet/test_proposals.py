@@ -115,6 +115,16 @@ def test_of_whose_ideas_none_is_taken_that_is_told_with_the_reason(clock: Clock)
     assert pool.problems() == []
 
 
+def test_an_idea_that_is_known_already_is_no_problem_of_its_proposer(
+    fleet_project: Project,
+) -> None:
+    hand = Hands(fleet_project, "w0")
+    listed = Listed([[idea(RATE=2.0)]] * 3)
+    watched = observer(fleet_project, listed)
+    turns(watched, lambda: watched.proposals.refused == 2 and not listed.answers, hand)
+    assert watched.pool.problems() == []
+
+
 def test_what_a_worker_refuses_is_told_to_its_proposer_and_to_people(
     fleet_project: Project,
 ) -> None:

@@ -26,7 +26,12 @@ from autohypothesis.errors import (
     faults_in,
 )
 from autohypothesis.fleet.live.steering import current_steering
-from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
+from autohypothesis.fleet.observer.search_state import (
+    ExperimentIndex,
+    Reference,
+    Repeats,
+    SearchState,
+)
 from autohypothesis.fleet.proposing import Proposer, Situation, Stoppable, is_asked_early
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.plain import shortened
@@ -214,6 +219,7 @@ class ProposerPool:
             if (member.unusable_answers or member.useless)
             and not getattr(member.proposer, "fills_in", False)
             for title, reason in list(member.refused.items())[:1]
+            if not isinstance(reason, Repeats)
         ]
         return lines + [
             f"proposer {name} failed: {member.problem}; asked again in"

@@ -321,6 +321,12 @@ def _constants(sources: Mapping[str, str], knobs: Collection[str]) -> tuple[str,
     return tuple(dict.fromkeys(name for name in names if name != "SEED"))
 
 
+class Repeats(str):
+    """Why an idea is not run that is no fault of its proposer: it is known."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class SearchState:
     """A search as proposers are told of it, and as their proposals are validated."""
@@ -401,10 +407,11 @@ class SearchState:
         if reason or idea.replicates:
             return reason
         if (name := self.earlier_run(idea, besides=besides)) is not None:
-            return f"it was run before, as {name}: {self._duplicates(besides).outcome(name)}"
+            outcome = self._duplicates(besides).outcome(name)
+            return Repeats(f"it was run before, as {name}: {outcome}")
         for other in others:
             if other.hypothesis_id != besides and self._are_equal(idea, other):
-                return f"the same is in the queue already, as {other.hypothesis_id}"
+                return Repeats(f"the same is in the queue already, as {other.hypothesis_id}")
         return ""
 
     def _against_settings(self, overrides: Mapping[str, Setting]) -> str:
@@ -418,7 +425,7 @@ class SearchState:
                 return f"the script has no constant {name!r} to set{near}"
         wanted = self.reference.by_name(overrides)
         if all(name in before and same(before[name], value) for name, value in wanted.items()):
-            return "the reference has these settings already"
+            return Repeats("the reference has these settings already")
         try:
             for name, value in wanted.items():
                 check_kind(name, before.get(name), value)
