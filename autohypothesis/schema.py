@@ -558,6 +558,9 @@ class ExitRecord(Tolerant):
     contention: dict[str, Any] = {}
     energy_joules: Number = None
     log: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+    """Of a training that failed, what the machine says: `no_room`, `file_limit`, `cpu_limit`,
+    `cuda_error`. A failure that a run could cause is one of the machine only where this agrees."""
     score: dict[str, Any] | None = None
     metrics: dict[str, Any] = {}
     summaries_seen: int = 0

@@ -116,6 +116,7 @@ STARTERS = {
     "shim.py": "the shim itself",
     "processes.py": "the training and its scoring",
     "gpus.py": "the process that asks NVML, which may hang",
+    "machine.py": "a process that tries CUDA, after a training that failed",
     "git_call.py": "git",
     "files.py": "chmod and rm, for folders that Python cannot delete",
     "environment.py": "another Python, to ask which packages it has, and where",

@@ -57,7 +57,7 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, finite, now
+from autohypothesis.schema import NO_SANDBOX, ExitRecord, Metadata, Metrics, Result, finite, now
 
 LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
@@ -65,7 +65,16 @@ KILLED_S = 5.0
 """Seconds that a killed shim may take to be gone."""
 RESULT_HASH = "judged"
 """Key in local.json: the SHA-256 of the result that is about to be written."""
-EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
+EVIDENCE_OF_RUN = (
+    "clock",
+    "contention",
+    "device",
+    "log",
+    "strays_killed",
+    "utilisation",
+    "score",
+    "machine",
+)
 
 
 def collect(repository: Repository, layout: Layout, experiment_id: str) -> Result:
@@ -216,7 +225,7 @@ def judge(
     touched = [*_forged(run, document), *anomalies, *touched]
     score = _score(spec, run, record, checkout)
     tail = read_tail(str(run.log), TAIL_BYTES)
-    failure = missing or _failure(document, tail, score, touched, spec)
+    failure = missing or _failure(document, tail, score, touched, spec, _is_held(run))
     evidence = {
         **{name: document[name] for name in EVIDENCE_OF_RUN if document and name in document},
         "scorer": dict(score.evidence),
@@ -303,6 +312,12 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     return metadata.runtime.is_unconfined if metadata else is_strict
 
 
+def _is_held(run: RunPaths) -> bool:
+    """Return whether the run had a sandbox."""
+    metadata = load_or_none(Metadata, run.metadata)
+    return metadata is not None and metadata.runtime.sandbox not in ("", *NO_SANDBOX)
+
+
 def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path | None) -> Score:
     """Return the scorer's answer; no value after a training that did not end by itself."""
     if record is None or record.status != "exited" or record.exit_code != 0:
@@ -316,10 +331,11 @@ def _failure(
     score: Score,
     touched: list[str],
     spec: RunSpec,
+    confined: bool,
 ) -> Failure | None:
     """Return the first thing that is wrong; infrastructure first, since it is no evidence."""
     metric = spec.task.objective.metric
-    failure = classify(document, tail, score.value, metric_name=metric)
+    failure = classify(document, tail, score.value, metric_name=metric, confined=confined)
     if failure is not None and failure.kind in ("infra", "cancelled"):
         return failure
     if touched:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CANCELLED = "stopped before its end"
 NO_SHIM = "the shim ended without writing exit.json"
+NO_SHIM_UNCONFINED = f"{NO_SHIM}; without a sandbox the run may have ended it"
 STOPPED_BEFORE = "cancelled"
 """The detail of an `infra` failure by which an earlier version recorded a `down`."""
 _ZERO_SHARE = 0.01  # of the budget: a training shorter than this did not train
@@ -45,6 +46,8 @@ _LIMITS: dict[int, str] = {
     signal.SIGXFSZ: f"a file grew too large; {disk_full_advice(errno.EFBIG)}",
     signal.SIGXCPU: "its CPU time is used up; see `ulimit -t`",
 }
+_LIMIT_KEYS: dict[int, str] = {signal.SIGXFSZ: "file_limit", signal.SIGXCPU: "cpu_limit"}
+"""Signal of a limit -> where the `machine` of exit.json has that limit."""
 _BY_A_SHELL = 128
 """Added by a shell, or bubblewrap, to the number of the signal that ended its command."""
 CRASHES = {
@@ -66,13 +69,15 @@ def classify(
     metric: float | None,
     *,
     metric_name: str = "val_bpb",
+    confined: bool = True,
 ) -> Failure | None:
     """Return the failure of an experiment; None if it completed with a usable metric.
 
     `exit` is exit.json, None if the shim died without writing it. `metric` is the scorer's value.
+    `confined`: a sandbox kept the run from its shim.
     """
     if exit is None:
-        return Failure("infra", NO_SHIM)
+        return Failure("infra", NO_SHIM if confined else NO_SHIM_UNCONFINED)
     # Before the training's own errors: a neighbour's memory is a reason to run out of it.
     foreign = _foreign(exit)
     failure = (
@@ -116,7 +121,7 @@ def is_interruption(detail: str) -> bool:
     records, a `down`.
 
     Such a run comes back without end, as a cancelled one does. All others may be the script's own
-    doing (an alarm, a full disk), and come back a few times.
+    doing (a full disk, a shim that no sandbox kept it from), and come back a few times.
     """
     return detail in (NO_SHIM, STOPPED_BEFORE)
 
@@ -212,15 +217,24 @@ def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
     number = signal_of(code, exit.get("signal"))
     if number is None and code == 0:
         return None
-    no_room = room_in(log_tail)
     return (
         _matched(_OOM, log_tail, "oom")
         or (_signalled(exit, number) if number is not None else None)
-        or (Failure("infra", no_room) if no_room else None)
-        or _matched(_DEVICE, log_tail, "infra")
+        or _by_the_machine(exit, log_tail)
         or _matched(_FAIL, log_tail, "nan")
         or Failure("code_error", _crash_line(log_tail, f"exit code {code}"))
     )
+
+
+def _by_the_machine(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
+    """Return a failure of disk or device that the log tells of, where the machine's own evidence
+    agrees: a training can print any words."""
+    machine = part_of(exit, "machine")
+    no_room = room_in(log_tail)
+    over_limit = os.strerror(errno.EFBIG) in no_room and machine.get("file_limit") is not None
+    if no_room and (machine.get("no_room") or over_limit):
+        return Failure("infra", no_room)
+    return _matched(_DEVICE, log_tail, "infra") if machine.get("cuda_error") else None
 
 
 def _matched(pattern: re.Pattern[str], log_tail: str, kind: FailureKind) -> Failure | None:
@@ -234,9 +248,10 @@ def _signalled(exit: Mapping[str, Any], number: int) -> Failure:
     name = _signal_name(number)
     if number in CRASHES:
         return Failure("code_error", f"the training crashed with {name}")
-    if number in _LIMITS:
+    if number in _LIMITS and part_of(exit, "machine").get(_LIMIT_KEYS[number]) is not None:
         return Failure("infra", f"the training was ended with {name}: {_LIMITS[number]}")
-    return Failure("infra", f"the training was killed from outside with {name}")
+    why = "the machine knows no reason (no cancel, no limit, memory for all), so it is its own"
+    return Failure("code_error", f"the training was ended with {name}: {why}")
 
 
 def _crash_line(log_tail: str, otherwise: str) -> str:

@@ -127,6 +127,8 @@ class ShimRun:
         self.ended: ChildEnd | None = None
         self.cpu_seconds = 0.0
         self.score: dict[str, Any] | None = None
+        self.machine: dict[str, Any] = {}
+        """What the machine says of a training that failed."""
         self.error: str | None = None
         self._next_heartbeat = self._next_sample = self._next_device = 0.0
 
@@ -135,6 +137,8 @@ class ShimRun:
             self._train()
             if self.exited_well and not self.interrupts.cancelled:
                 self._score()
+            elif self.ended is not None and self.ended.status in ("exited", "signalled"):
+                self._ask_machine()
         except (AutohypothesisError, OSError) as error:
             self.error = error.problem if isinstance(error, AutohypothesisError) else str(error)
         except Exception as error:
@@ -276,6 +280,12 @@ class ShimRun:
         with watched, contextlib.suppress(LockError):
             append(self.launch.run.events, event)
 
+    def _ask_machine(self) -> None:
+        """Look at the machine before anything of the run is cleaned up."""
+        from autohypothesis.engine.machine import machine_evidence
+
+        self.machine = machine_evidence(self.launch)
+
     # ── the scoring ───────────────────────────────────────────────────────────────────────
 
     def _score(self) -> None:
@@ -405,6 +415,7 @@ class ShimRun:
             "energy_joules": gpu.energy_joules(),
             "utilisation": gpu.utilisation(),
             "oom_kills": oom_kills() - self.oom_kills,
+            "machine": self.machine,
             "log": {"bytes": log.total if log else 0, "dropped": log.dropped if log else 0},
             "score": self.score,
             "metrics": parse_summary(tail, launch.metric).metrics if ended else {},
@@ -420,8 +431,8 @@ class ShimRun:
         ended = self.ended
         if self.error is not None:
             return "infra", self.error
-        if self.interrupts.cancelled and (ended is None or ended.status == "exited"):
-            return "cancelled", None  # before the training, or while it was scored
+        if self.interrupts.cancelled and (ended is None or ended.status in ("exited", "signalled")):
+            return "cancelled", None  # before the training, with it, or while it was scored
         if ended is None:
             return "infra", "nothing was run"
         return ended.status, ended.error

@@ -183,7 +183,7 @@ def failed(error: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
         (failed("e", {"error": "CUDA out of memory", "kind": "build_model"}),
          '{"error": "CUDA out of memory", "kind": "build_model"}', "oom"),
         (failed("e", {"error": "GPU is lost", "kind": "build_model"}),
-         '{"error": "GPU is lost", "kind": "build_model"}', "infra"),
+         '{"error": "GPU is lost", "kind": "build_model"}', "code_error"),
         (failed("e", {"error": "no such layer", "kind": "build_model"}), "", "code_error"),
         (failed("e", {"error": "it looks ahead", "kind": "peeking"}), "", "invalid"),
         (failed("e", {"error": "not a number", "kind": "not_finite"}), "", "nan"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.failures import classify, device_evidence
+from autohypothesis.engine.failures import classify, device_evidence, is_interruption
 
 TRACEBACK = """step 1 | loss: 3
 Traceback (most recent call last):
@@ -43,6 +43,8 @@ def crashed(code: int = 1, **changes: Any) -> dict[str, Any]:
     return exit_(exit_code=code, **changes)
 
 
+FULL = {"no_room": "No space left on device: /r"}
+LIMITS = {"file_limit": 4096, "cpu_limit": 60}
 FOREIGN = {"foreign": [{"pid": 7, "grown_mb": 900.0}]}
 
 
@@ -63,8 +65,8 @@ FOREIGN = {"foreign": [{"pid": 7, "grown_mb": 900.0}]}
         (crashed(), TRACEBACK.format("RuntimeError: [enforce fail] DefaultCPUAllocator: can't"
                                      " allocate memory"), None, "oom", "allocate"),
         (signalled(9, oom_kills=1), "", None, "oom", "kernel"),
-        (signalled(9), "", None, "infra", "from outside with SIGKILL"),
-        (signalled(15), "", None, "infra", "SIGTERM"),
+        (signalled(9), "", None, "code_error", "SIGKILL: the machine knows no reason"),
+        (signalled(15), "", None, "code_error", "SIGTERM"),
         (signalled(11), "", None, "code_error", "SIGSEGV"),
         (crashed(), "step 3\nFAIL: loss is nan at step 3\n", None, "nan", "nan at step 3"),
         (crashed(), TRACEBACK.format("ValueError: heads must divide width"), None,
@@ -74,22 +76,30 @@ FOREIGN = {"foreign": [{"pid": 7, "grown_mb": 900.0}]}
          "code_error", "train.py:3: SyntaxError: invalid syntax"),
         (crashed(3), "giving up\n\n", None, "code_error", "exit code 3: giving up"),
         (crashed(3), "", None, "code_error", "exit code 3: no output"),
-        (crashed(), TRACEBACK.format("OSError: [Errno 28] No space left on device"), None,
-         "infra", "No space left"),
-        (crashed(), TRACEBACK.format("OSError: [Errno 122] Disk quota exceeded"), None,
+        (crashed(machine=FULL), TRACEBACK.format("OSError: [Errno 28] No space left on device"),
+         None, "infra", "No space left"),
+        (crashed(machine=FULL), TRACEBACK.format("OSError: [Errno 122] Disk quota exceeded"), None,
          "infra", "see `quota -s`"),
-        (crashed(), TRACEBACK.format("OSError: [Errno 27] File too large"), None,
+        (crashed(machine=LIMITS), TRACEBACK.format("OSError: [Errno 27] File too large"), None,
          "infra", "`ulimit -f unlimited`"),
-        (signalled(25), "", None, "infra", "SIGXFSZ: a file grew too large"),
-        (signalled(24), "", None, "infra", "SIGXCPU: its CPU time is used up"),
-        (crashed(128 + 25), "", None, "infra", "SIGXFSZ: a file grew too large"),
-        (crashed(128 + 9), "", None, "infra", "from outside with SIGKILL"),
+        (crashed(), TRACEBACK.format("OSError: [Errno 28] No space left on device"), None,
+         "code_error", "No space left"),
+        (crashed(machine=LIMITS), TRACEBACK.format("OSError: [Errno 28] No space left on device"),
+         None, "code_error", "No space left"),
+        (signalled(25, machine=LIMITS), "", None, "infra", "SIGXFSZ: a file grew too large"),
+        (signalled(24, machine=LIMITS), "", None, "infra", "SIGXCPU: its CPU time is used up"),
+        (signalled(24), "", None, "code_error", "SIGXCPU: the machine knows no reason"),
+        (crashed(128 + 25, machine=LIMITS), "", None, "infra", "SIGXFSZ: a file grew too large"),
+        (crashed(128 + 9), "", None, "code_error", "SIGKILL"),
         (crashed(128 + 9, oom_kills=1), "", None, "oom", "kernel"),
         (crashed(128 + 11), "", None, "code_error", "SIGSEGV"),
         (exit_(status="infra", error="File too large: /r/run.log"), "", None, "infra",
          "`ulimit -f unlimited`"),
-        (crashed(), TRACEBACK.format("RuntimeError: No CUDA-capable device is detected"), None,
+        (crashed(machine={"cuda_error": "cuInit fails with CUDA error 100"}),
+         TRACEBACK.format("RuntimeError: No CUDA-capable device is detected"), None,
          "infra", "CUDA-capable"),
+        (crashed(), TRACEBACK.format("RuntimeError: No CUDA-capable device is detected"), None,
+         "code_error", "CUDA-capable"),
         (exit_(clock={"verdict": "invalid", "reason": "the clock lies"}), "", 1.0, "invalid",
          "the clock lies"),
         (exit_(clock={"verdict": "ok", "kernel_s": 0.01, "budget_seconds": 10.0}), "", 1.0,
@@ -122,6 +132,13 @@ def test_device_evidence_is_told_apart_from_the_experiment() -> None:
     assert classify(back, "", 1.0) is None
     assert "9000 MB after" in (device_evidence(back) or "")
     assert "pid 7" in (device_evidence(exit_(contention=FOREIGN)) or "")
+
+
+def test_a_shim_that_its_run_could_have_killed_does_not_come_back_without_end() -> None:
+    kept, open_to_it = classify(None, "", None), classify(None, "", None, confined=False)
+    assert kept is not None and open_to_it is not None
+    assert (kept.kind, open_to_it.kind) == ("infra", "infra")
+    assert [is_interruption(one.detail) for one in (kept, open_to_it)] == [True, False]
 
 
 def test_a_long_line_is_cut() -> None:
