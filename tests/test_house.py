@@ -159,8 +159,15 @@ def test_help_does_not_wait_for_libraries(words: list[str]) -> None:
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("words", [["runs"], ["status"], ["best"], ["digest"], ["hypotheses"]])
-def test_a_look_at_a_search_does_not_wait_for_what_runs_one(words: list[str], cli: Cli) -> None:
+LOOKS = {
+    **dict.fromkeys(("runs", "status", "best", "digest", "hypotheses"), RUNS_A_SEARCH),
+    "sync": [*RUNS_A_SEARCH, "rich"],
+}
+"""A command, and what it does not import: `sync` prints one line, without a console."""
+
+
+@pytest.mark.parametrize("word", LOOKS)
+def test_a_look_at_a_search_does_not_wait_for_what_runs_one(word: str, cli: Cli) -> None:
     root = Path(json.loads(cli("status", "--json").stdout)["root"])
     bundle = root / "research" / "runs" / "h-t-0001-1"
     bundle.mkdir(parents=True)
@@ -168,9 +175,9 @@ def test_a_look_at_a_search_does_not_wait_for_what_runs_one(words: list[str], cl
     assert cli("sync").returncode == 0
     code = (
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport orchestrator\n"
-        f"sys.argv = ['orchestrator.py', *{words!r}]\n"
+        f"sys.argv = ['orchestrator.py', {word!r}]\n"
         "try:\n    orchestrator.main()\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {RUNS_A_SEARCH!r} if name in sys.modules])"
+        f"print([name for name in {LOOKS[word]!r} if name in sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True

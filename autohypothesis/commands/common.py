@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autohypothesis.terminal.streams import is_unicode
+from autohypothesis.installation import suggested
+from autohypothesis.terminal.streams import is_unicode, safe
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -156,12 +157,22 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 def say(text: str, *, style: str = "") -> None:
     """Print a line of plain text on stdout."""
-    out().print(text, style=style, markup=False, soft_wrap=True)
+    _print(text, style, stderr=False)
 
 
 def remark(text: str, *, style: str = "") -> None:
     """Print a line of plain text on stderr, so that stdout can be piped."""
-    err().print(text, style=style, markup=False, soft_wrap=True)
+    _print(text, style, stderr=True)
+
+
+def _print(text: str, style: str, *, stderr: bool) -> None:
+    """Print a line; one without a style needs no console, which takes long to import."""
+    if style:
+        console = err() if stderr else out()
+        console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+        return
+    stream = sys.stderr if stderr else sys.stdout
+    print(safe(suggested(text), stream.encoding or "utf-8"), file=stream, flush=True)
 
 
 def out() -> Screen:

@@ -50,7 +50,7 @@ def sync(
             raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
         _watch(repository, layout, watch, everything, snapshot)
         return
-    if ended := list(uncollected(layout)):
+    if ended := uncollected(layout):
         from autohypothesis.engine.collect import collect_ended
 
         collect_ended(repository, layout, ended)
@@ -87,8 +87,6 @@ def refresh(
     from autohypothesis.records.files import read_object
     from autohypothesis.records.history import of_search
     from autohypothesis.records.ledger import read_ledger
-    from autohypothesis.records.outputs import picture_place
-    from autohypothesis.terminal.plots import draw_progress
 
     known = read_object(layout.problems).get("problems") if names_taken else []
     report = fold_and_write(layout, all=everything)
@@ -99,6 +97,9 @@ def refresh(
             remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
+        from autohypothesis.records.outputs import picture_place
+        from autohypothesis.terminal.plots import draw_progress
+
         rows, drawn = of_search(read_ledger(layout), report.tag), picture_place(layout)
         draw_progress(rows, drawn, tag=str(rows[0]["tag"]) if rows else report.tag)
     for problem in report.problems if names_taken else ():

@@ -187,8 +187,8 @@ class _Sync:
             return tag
         if self.folded.judged.last_tag:
             return self.folded.judged.last_tag
-        facts = (entry.facts for entry in self.folded.entries.values())
-        return newest_tag((fact.timestamp, fact.tag) for fact in facts)
+        every = (entry.shown for entry in self.folded.entries.values())
+        return newest_tag((one.timestamp, one.tag) for one in every if not one.imported)
 
     def _at_work(self, path: Path) -> bool:
         try:
@@ -270,8 +270,8 @@ class _Sync:
         before = self.folded.last
         for key, line in lines.items():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
-            same = old is not None and old[:3] == new[:3] and new.signature != UNSETTLED
-            if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
+            same = old == new and new.signature != UNSETTLED
+            if same and self.folded.line(key).strip() != line.strip():
                 return True
         return False
 
@@ -332,8 +332,8 @@ class _Sync:
 
     def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
         mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
-        known = tables.commits_of(self.folded.entries) if before is None else set()
         lines = self._lines(self.layout.results_tsv) or []
+        known = tables.commits_of(self.folded.entries) if lines and before is None else set()
         if lines and any(line.startswith(lines[-1]) for line in mine):
             lines.pop()  # ours, or torn
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]

@@ -13,9 +13,8 @@ named with both values, and the experiment is ranked nowhere.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from autohypothesis.records.bundles import Damage, Document, Records
@@ -58,8 +57,6 @@ def facts_of(row: RowDocument, records: Records) -> Facts:
         stamp_id=result["decision_id"] if result else None,
         imported=is_import(stamp, result["decision_id"] if result else None, row["tag"]),
         stranger=_stranger(records),
-        exited=records.exit is not None,
-        volatile=records.shim_lives,
         damage=list(records.damage),
     )
 
@@ -112,6 +109,10 @@ class _Kept:
     """1 where less is better, -1 where more is."""
     scores: dict[str, float] = field(default_factory=dict)
     best: float | None = None
+
+    @classmethod
+    def of(cls, direction: str) -> _Kept:
+        return cls(-1 if direction == "maximize" else 1)
 
     def delta(self, score: float | None, keeps: bool) -> float | None:
         """Return the distance from the best; 0.0 of the first that is kept, which is compared with
@@ -168,42 +169,32 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
 
 
 def place_imported(
-    facts: Mapping[str, Facts],
-    decided: Container[str],
-    before: Mapping[str, Placement] = MappingProxyType({}),
+    facts: Mapping[str, Facts], kept: Iterable[list[Any]] = (), count: int = 0
 ) -> dict[str, Placement]:
     """Return the places of what another tool decided and no record is about, by their times.
 
     Args:
-        before: the places of some of these, in their order: they stay where no new one is earlier.
+        kept: platform, direction and value of those that were kept before these, in their order.
+        count: how many places there are before.
     """
-    names = [
-        key
-        for key, fact in facts.items()
-        if fact.imported and key not in before and key not in decided
-    ]
+    names = [key for key, fact in facts.items() if fact.imported]
     names.sort(key=lambda key: (facts[key].timestamp, key))
-    last = next(reversed(list(before)), None)
-    if last and names and (facts[names[0]].timestamp, names[0]) < (facts[last].timestamp, last):
-        return place_imported(facts, decided)
-    places = dict(before)
+    places: dict[str, Placement] = {}
     groups: dict[str, _Kept] = {}
-    for key in (*before, *names):
-        fact, placed = facts[key], before.get(key)
-        score, keeps = fact.metric_value, fact.stamp == "keep"
-        if placed is not None and not keeps:
-            continue
-        group = groups.get(fact.platform_key)
-        if group is None:
-            group = groups[fact.platform_key] = _Kept(-1 if fact.direction == "maximize" else 1)
-        delta = group.delta(score, keeps)
-        if keeps and score is not None:
+    for number, (platform, direction, value) in enumerate(kept):
+        groups.setdefault(platform, _Kept.of(direction)).put(f"#{number}", value)
+    for ordinal, key in enumerate(names, count + 1):
+        fact = facts[key]
+        status, score = fact.stamp, fact.metric_value
+        group, delta = groups.get(fact.platform_key), None
+        if status == "keep" and score is not None:
+            group = group or groups.setdefault(fact.platform_key, _Kept.of(fact.direction))
+            delta = group.delta(score, keeps=True)
             group.put(key, score)
-        if placed is not None:
-            continue
-        ordinal = len(places) + 1
-        judged = score is None and fact.stamp in ("keep", "discard")
-        status = "crash" if judged else fact.stamp  # 0.0 and its kind stand for a crash
+        elif group is not None:
+            delta = group.delta(score, keeps=False)
+        if score is None and status in ("keep", "discard"):
+            status = "crash"  # 0.0 and its kind stand for a crash
         places[key] = Placement(
             ordinal, delta, status, "none", IMPORTED, "", score, fact.commit, IMPORTED, {}
         )
@@ -223,17 +214,13 @@ def _group(groups: dict[tuple[str, str], _Kept], decision: Document, fact: Facts
     group = groups.get(key)
     if group is None:
         direction = decision["direction"] or (fact.direction if fact is not None else "")
-        group = groups[key] = _Kept(-1 if direction == "maximize" else 1)
+        group = groups[key] = _Kept.of(direction)
     return group
 
 
-def in_order(
-    experiments: Iterable[str], places: Mapping[str, Placement], facts: Mapping[str, Facts]
-) -> list[str]:
-    """The decided in the order of decisions, then the rest by time."""
-    waiting = [key for key in experiments if key not in places]
-    waiting.sort(key=lambda key: (facts[key].timestamp, key))
-    return [*places, *waiting]
+def in_order(places: Iterable[str], waiting: Mapping[str, str]) -> list[str]:
+    """Return the decided in the order of decisions, then the rest by their times in `waiting`."""
+    return [*places, *sorted(waiting, key=lambda key: (waiting[key], key))]
 
 
 def row_without_bundle(decision: Document) -> RowDocument:

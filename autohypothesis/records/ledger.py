@@ -9,9 +9,10 @@ absent, damaged, of other code or beside another ledger costs a cold fold, and n
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from autohypothesis import schema
+from autohypothesis import plain, schema
 from autohypothesis.errors import RecordError
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.bundles import (
@@ -32,7 +33,14 @@ from autohypothesis.records.bundles import (
     decision_documents,
     reason_in,
 )
-from autohypothesis.records.files import file_stamp, read_bytes, read_json, shown, write_atomic
+from autohypothesis.records.files import (
+    file_stamp,
+    opened,
+    read_bytes,
+    read_json,
+    shown,
+    write_atomic,
+)
 from autohypothesis.records.fold import (
     DECIDED_OTHERWISE,
     decision_conflicts,
@@ -44,7 +52,9 @@ from autohypothesis.records.fold import (
     undecided_stamp,
 )
 from autohypothesis.records.layout import Layout
+from autohypothesis.records.outcomes import DAMAGED
 from autohypothesis.records.rows import Facts, Placement, RowDocument, base_row, finish
+from autohypothesis.records.tables import Shown, shown_of
 from autohypothesis.schema import Problem
 
 LIMIT = 512 * 1024 * 1024
@@ -58,20 +68,35 @@ class FoldEntry(NamedTuple):
 
     signature: int
     """Of inode, time of modification and size of each of its files."""
-    facts: Facts
-    placement: Placement | None
-    wrong: list[Damage]
-    """Statements of its bundle that contradict the decisions."""
+    exited: bool
+    """It has an exit.json."""
     length: int
     """Length of its line in the ledger, in bytes."""
+    judgement: int
+    """The checksum of its placement and of what contradicts it."""
+    shown: Shown
+    head: bytes
+    """All of the above, as the index has it."""
+    rest: bytes
+    """`details` as JSON, parsed where they are needed: where decisions are judged anew."""
+
+    @property
+    def details(self) -> Details:
+        return _details(from_json(self.rest))
+
+
+class Details(NamedTuple):
+    """What the next judgement needs of an experiment."""
+
+    facts: Facts
+    wrong: list[Damage]
+    """Statements of its bundle that contradict the decisions."""
 
 
 class Index(NamedTuple):
-    """The index, a line about the fold and one for each row of the ledger, in their order."""
+    """The index: a line about the fold, and two for each row of the ledger, in their order."""
 
     entries: dict[str, FoldEntry]
-    lines: dict[str, bytes]
-    """The line of each entry."""
     ledger: Stamp
     aggregate: Stamp
     decisions: Stamp
@@ -87,16 +112,20 @@ def stamp(path: Path) -> Stamp:
 def load_index(layout: Layout) -> Index | None:
     """The index, if it is whole and of this code, whatever was written to the ledger since."""
     try:
-        head, _, body = read_bytes(layout.fold_index, LIMIT).partition(b"\n")
+        content = read_bytes(layout.fold_index, LIMIT)
     except (FileNotFoundError, RecordError):
         return None
-    if head != _head(body):
+    head, *lines = content.split(b"\n")
+    if not lines or head != _head(memoryview(content)[len(head) + 1 :]):
         return None
     # Its checksum fits and the code is the same: it is what `save_index` wrote.
-    first, *lines = body.split(b"\n")
-    found = from_json(b"[%b]" % b",".join(lines), cache_strings="none")
-    entries = {key: _entry(*entry) for key, *entry in found}
-    return Index(entries, dict(zip(entries, lines, strict=True)), *from_json(first))
+    heads, rests = lines[1::2], lines[2::2]
+    found = from_json(b"[%b]" % b",".join(heads), cache_strings="none")
+    entries = {
+        key: _tuple(FoldEntry, (*known, _tuple(Shown, shown), head, rest))
+        for (key, *known, shown), head, rest in zip(found, heads, rests, strict=True)
+    }
+    return Index(entries, *from_json(lines[0]))
 
 
 def save_index(layout: Layout, folded: Folded) -> None:
@@ -104,61 +133,62 @@ def save_index(layout: Layout, folded: Folded) -> None:
 
     Nothing is written where another program has changed the ledger meanwhile.
     """
-    ledger, index = stamp(layout.ledger), folded.index
+    ledger = stamp(layout.ledger)
     if not ledger or ledger[1] != folded.text.size:
         return
     about = [ledger, stamp(layout.aggregate_experiments), *folded.judged[-2:]]
-    entries, lines = (index.entries, index.lines) if index else ({}, {})
-    body = b"\n".join([
-        to_json(about),
-        *(
-            lines[key] if entry is entries.get(key) else to_json([key, *entry])
-            for key, entry in folded.entries.items()
-        ),
-    ])  # fmt: skip
+    lines = (line for entry in folded.entries.values() for line in entry[-2:])
+    body = b"\n".join([to_json(about), *lines])
     write_atomic(layout.fold_index, _head(body) + b"\n" + body, durable=False)
 
 
-def _entry(
-    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Damage], length: int
-) -> FoldEntry:
-    placed = None if placement is None else _tuple(Placement, placement)
-    return FoldEntry(signature, _tuple(Facts, facts), placed, wrong, length)
+def _details(parsed: list[Any]) -> Details:
+    facts, wrong = parsed
+    return Details(_tuple(Facts, facts), wrong)
+
+
+def _judgement(placement: Placement | None, wrong: list[Damage]) -> int:
+    return zlib.crc32(to_json((placement, wrong)))
 
 
 _tuple: Any = tuple.__new__
 """Makes a named tuple of its values in a third of the time."""
 
 
-def _head(body: bytes) -> bytes:
+def _head(body: bytes | memoryview) -> bytes:
     return b"fold-index %08x %08x %d" % (_code(), zlib.crc32(body), sys.hash_info.width)
 
 
 @cache
 def _code() -> int:
     """A checksum of the modules that decide what a row looks like: other code, other rows."""
-    names = ("bundles", "fold", "ids", "ledger", "rows")
+    names = ("bundles", "fold", "ids", "ledger", "outcomes", "rows", "tables")
     total = 0
-    for path in (Path(schema.__file__), *(Path(__file__).with_stem(name) for name in names)):
+    below = [Path(module.__file__ or "") for module in (schema, plain)]
+    for path in (*below, *(Path(__file__).with_stem(name) for name in names)):
         total = zlib.crc32(path.read_bytes(), total)
     return total
 
 
 class _ReadExperiment(NamedTuple):
+    """A bundle that is new or has changed."""
+
     signature: int
+    exited: bool
     facts: Facts
-    row: RowDocument | None = None
-    """None when it was not read: nothing changed."""
+    row: RowDocument
 
 
 class Judged(NamedTuple):
-    """The result of reading decisions.jsonl."""
+    """The order of the rows and what was decided about them."""
 
+    order: list[str]
+    changed: Container[str]
+    """Rows to make anew; the others are as they were."""
     places: dict[str, Placement]
+    """Of those that changed, at least."""
     wrong: dict[str, list[Damage]]
     """Statements of bundles that contradict the decisions."""
-    gone: dict[str, Document]
-    """Decisions about experiments of which nothing else is left."""
     readable: bool
     stamp: Stamp
     """The stamp of the file; empty when it must be read again in any case."""
@@ -217,32 +247,28 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     problems: list[Problem] = []
     on_disk, strangers = bundles.find(layout)
     problems += [_problem(layout, path, reason) for path, reason in strangers]
-    known = _look(on_disk, index)
-    facts = {key: experiment.facts for key, experiment in known.items()}
-    judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
-    for key, decision in judged.gone.items():
-        row = row_without_bundle(decision)
-        facts[key] = facts_of(row, Records(key))
-        known[key] = _ReadExperiment(bundles.UNSETTLED, facts[key], row)
-    text, fresh = LedgerText(layout.ledger, index), []
-    entries: dict[str, FoldEntry] = {}
-    before, places, wrong = index.entries if index else {}, judged.places, judged.wrong
-    for key in in_order(known, places, facts):
-        entry, experiment = before.get(key), known[key]
-        as_before = entry is not None and experiment.row is None
-        if entry and as_before and entry[2:4] == (places.get(key), wrong.get(key, [])):
-            entries[key] = entry
+    before = index.entries if index else {}
+    read = _read_changed(layout, on_disk, before)
+    judged = _judged_as_before(layout, index, on_disk, read)
+    judged = judged or _judge(layout, before, on_disk, read, problems)
+    text, entries, fresh = LedgerText(layout.ledger, index), {}, []
+    for key in judged.order:
+        entry = before.get(key)
+        if entry is not None and key not in judged.changed:
             text.keep(key, entry.length)
         else:
-            line, entries[key] = _folded_line(experiment, judged, key, on_disk)
+            line, made = _folded_line(read.get(key) or _read(on_disk[key]), judged, key)
             text.add(key, line, entry)
+            entry = made
             fresh.append(key)
+        entries[key] = entry
     for key, entry in entries.items():
-        if entry.facts.damage or entry.wrong:
-            problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
+        if entry.shown.word == DAMAGED:
+            facts, wrong = entry.details
+            problems += [_problem(layout, path, why, key) for path, why in facts.damage]
             problems += [
                 _problem(layout, f"{on_disk[key].run}/{file}", why, key, kind == DECIDED_OTHERWISE)
-                for file, why, kind in entry.wrong
+                for file, why, kind in wrong
             ]
     text.end()
     same = index is not None and text.is_as_before()
@@ -257,14 +283,13 @@ def _offsets(entries: Mapping[str, FoldEntry]) -> dict[str, int]:
 class LedgerText:
     """The ledger as it is to be: pieces of the old one, as long as they can be, and new lines.
 
-    The old one is read where a piece of it is needed: where rows are added to its end, none is.
+    Of the old one those pieces are read that are needed: where rows are added to its end, none is.
     """
 
     def __init__(self, path: Path, index: Index | None) -> None:
         self._path = path
         self._size = index.ledger[1] if index else 0
         self._offsets = _offsets(index.entries) if index else {}
-        self._old: bytes | None = None
         self._pieces: list[bytes | tuple[int, int]] = []
         self._start = self._end = 0
         self.changed = 0
@@ -316,9 +341,10 @@ class LedgerText:
         return self._of_old(start, start + length)
 
     def _of_old(self, start: int, end: int) -> bytes:
-        if self._old is None:
-            self._old = read_bytes(self._path, LIMIT) if end else b""
-        return self._old[start:end]
+        if start == end:
+            return b""
+        with opened(self._path) as (descriptor, _):
+            return os.pread(descriptor, end - start, start)
 
     def _flush(self) -> None:
         if self._start != self._end:
@@ -326,23 +352,17 @@ class LedgerText:
         self._start = self._end = -1
 
 
-def _look(
-    on_disk: Mapping[str, ExperimentPaths], index: Index | None
+def _read_changed(
+    layout: Layout, on_disk: Mapping[str, ExperimentPaths], before: Mapping[str, FoldEntry]
 ) -> dict[str, _ReadExperiment]:
-    known: dict[str, _ReadExperiment] = {}
-    before = index.entries if index is not None else {}
-    look = bundles.current_signature
-    for key, places in on_disk.items():
-        entry = before.get(key)
-        if (
-            entry is not None
-            and not entry.facts.volatile
-            and entry.signature == look(places, exited=entry.facts.exited)
-        ):
-            known[key] = _ReadExperiment(entry.signature, entry.facts)
-        else:
-            known[key] = _read(places)
-    return known
+    if not before:
+        return {key: _read(places) for key, places in on_disk.items()}
+    with bundles.looking(layout) as signature:
+        return {
+            key: _read(places)
+            for key, places in on_disk.items()
+            if not ((old := before.get(key)) and old.signature == signature(places, old.exited))
+        }
 
 
 def _read(places: ExperimentPaths) -> _ReadExperiment:
@@ -351,14 +371,22 @@ def _read(places: ExperimentPaths) -> _ReadExperiment:
         vanished = [str(places.plan or places.page), "vanished while it was read"]
         records = records._replace(damage=[vanished])
     row = base_row(records)
-    return _ReadExperiment(records.signature, facts_of(row, records), row)
+    facts = facts_of(row, records)
+    return _ReadExperiment(records.signature, records.exit is not None, facts, row)
 
 
 def _decisions_stamp(layout: Layout) -> Stamp:
     return stamp(layout.decisions) or list(bundles.ABSENT)
 
 
-def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> Judged:
+def _judge(
+    layout: Layout,
+    before: Mapping[str, FoldEntry],
+    on_disk: Mapping[str, ExperimentPaths],
+    read: dict[str, _ReadExperiment],
+    problems: list[Problem],
+) -> Judged:
+    """Read decisions.jsonl; put the rows of experiments of which nothing else is left in `read`."""
     there, readable = _decisions_stamp(layout), True
     decisions: list[Document] = []
     try:
@@ -366,54 +394,71 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     except RecordError as error:
         bad, readable = [reason_in(error, layout.decisions)], False
     problems += [_problem(layout, str(layout.decisions), reason) for reason in bad]
-    gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
-    last_tag = str(decisions[-1]["tag"]) if decisions else ""
+    kept = [key for key in on_disk if key not in read]
+    rests = from_json(b"[%b]" % b",".join(before[key].rest for key in kept), cache_strings="none")
+    known = dict(zip(kept, map(_details, rests), strict=True))
+    facts = {key: (read.get(key) or known[key]).facts for key in on_disk}
     wrong = decision_conflicts(decisions, facts, complete=not bad)
-    again = [] if bad or gone else there
     places = place(decisions, facts)
-    every = {**place_imported(facts, places), **places}
-    return Judged(every, wrong, gone, readable, again, last_tag)
+    imported = place_imported({key: fact for key, fact in facts.items() if key not in places})
+    places = {**imported, **places}
+    gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
+    for key, decision in gone.items():
+        row = row_without_bundle(decision)
+        read[key] = _ReadExperiment(bundles.UNSETTLED, False, facts_of(row, Records(key)), row)
+    changed = {
+        key
+        for key in kept
+        if before[key].judgement != _judgement(places.get(key), wrong.get(key, []))
+    }
+    times = {key: fact.timestamp for key, fact in facts.items() if key not in places}
+    order, again = in_order(places, times), [] if bad or gone else there
+    last_tag = str(decisions[-1]["tag"]) if decisions else ""
+    return Judged(order, changed | read.keys(), places, wrong, readable, again, last_tag)
 
 
-def _places_as_before(
-    layout: Layout, known: Mapping[str, _ReadExperiment], index: Index | None
+def _judged_as_before(
+    layout: Layout,
+    index: Index | None,
+    on_disk: Mapping[str, ExperimentPaths],
+    read: Mapping[str, _ReadExperiment],
 ) -> Judged | None:
-    """The places of the last fold, where no decision is new and no decided bundle changed."""
+    """Return the judgement of the last fold with what is new and waits for no decision of ours.
+
+    None where decisions.jsonl must be read: it is new, or a bundle of a decided one has changed.
+    """
     if index is None or index.decisions != _decisions_stamp(layout):
         return None
-    places = {key: entry.placement for key, entry in index.entries.items() if entry.placement}
-    if not places.keys() <= known.keys():
+    known = {key: entry.shown for key, entry in index.entries.items()}
+    placed = [key for key, shown in known.items() if shown.ordinal is not None]
+    facts = {key: experiment.facts for key, experiment in read.items()}
+    if not on_disk.keys() - read.keys() >= set(placed):
         return None
-    new = [
-        (key, experiment.facts) for key, experiment in known.items() if experiment.row is not None
-    ]
-    if any(key in places or facts.stamp_id or facts.stranger for key, facts in new):
+    if any(fact.stamp_id or fact.stranger for fact in facts.values()):
         return None
-    unread = (
-        (key, index.entries[key]) for key, experiment in known.items() if experiment.row is None
-    )
-    wrong = {key: entry.wrong for key, entry in unread if entry.wrong}
-    if any(facts.imported for _, facts in new):
-        decided = {key: placed for key, placed in places.items() if not placed.imported}
-        every = {key: experiment.facts for key, experiment in known.items()}
-        imported = {key: placed for key, placed in places.items() if placed.imported}
-        places = {**place_imported(every, decided, imported), **decided}
-    return Judged(places, wrong, {}, True, index.decisions, index.last_tag)
+    imported = [key for key in placed if known[key].imported]
+    kept = [kept[:3] for key in imported if (kept := known[key].kept)]
+    new = place_imported(facts, kept, len(imported))
+    if imported and new:
+        last, first = imported[-1], next(iter(new))
+        if (facts[first].timestamp, first) < (known[last].timestamp, last):
+            return None
+    times = {key: known[key].timestamp for key in on_disk if key in known}
+    times |= {key: fact.timestamp for key, fact in facts.items()}
+    places = (*imported, *new, *placed[len(imported) :])
+    for key in places:
+        times.pop(key, None)
+    return Judged(in_order(places, times), read, new, {}, True, index.decisions, index.last_tag)
 
 
-def _folded_line(
-    known: _ReadExperiment,
-    judged: Judged,
-    key: str,
-    on_disk: Mapping[str, ExperimentPaths],
-) -> tuple[bytes, FoldEntry]:
+def _folded_line(known: _ReadExperiment, judged: Judged, key: str) -> tuple[bytes, FoldEntry]:
+    signature, exited, facts, row = known
     placement, wrong = judged.places.get(key), judged.wrong.get(key, [])
-    if known.row is None:
-        known = _read(on_disk[key])
-    row = known.row or {}
-    finish(row, placement, undecided_stamp(known.facts), known.facts.damage, wrong)
+    finish(row, placement, undecided_stamp(facts), facts.damage, wrong)
     line = to_json(row, inf_nan_mode="null") + b"\n"
-    return line, FoldEntry(known.signature, known.facts, placement, wrong, len(line))
+    shown = shown_of(facts, placement, wrong)
+    noted = (signature, exited, len(line), _judgement(placement, wrong), shown)
+    return line, FoldEntry(*noted, to_json((key, *noted)), to_json((facts, wrong)))
 
 
 def _problem(

@@ -24,12 +24,12 @@ class Tally(NamedTuple):
 
 def tally(counted: Iterable[tuple[str, bool]]) -> Tally:
     """Count experiments, each given as its word and whether it is a baseline."""
-    experiments = list(counted)
-    number = Counter(word for word, _ in experiments)
-    changes = Counter(word for word, baseline in experiments if not baseline)
+    number = Counter(counted)
+    every = {word: number[word, False] + number[word, True] for word in WORDS}
+    changes = {word: number[word, False] for word in WORDS}
     made = tried(changes)
     rate = changes["keep"] / made if made else None
-    return Tally({word: number[word] for word in WORDS if number[word]}, rate)
+    return Tally({word: count for word, count in every.items() if count}, rate)
 
 
 def tally_rows(rows: Iterable[Mapping[str, Any]]) -> Tally:

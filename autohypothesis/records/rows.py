@@ -65,10 +65,6 @@ class Facts(NamedTuple):
     """The stamp is the decision of the tool that made the run, which is of no search of ours."""
     stranger: list[str] | None
     """[file, id]: a file of the bundle that names another experiment."""
-    exited: bool
-    """It has an exit.json."""
-    volatile: bool
-    """It runs: its state may change with no file changing."""
     damage: Sequence[Damage]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import from_json
 
 from autohypothesis.plain import table_text
 from autohypothesis.records.history import best_of
-from autohypothesis.records.ledger import Folded, FoldEntry
-from autohypothesis.records.outcomes import counted_as, shown_as, tally, tried
+from autohypothesis.records.outcomes import DAMAGED, counted_as, shown_as, tally, tried
 from autohypothesis.records.rows import DECIDED, IMPORTED, Facts, Placement
+
+if TYPE_CHECKING:
+    from autohypothesis.records.bundles import Damage
+    from autohypothesis.records.ledger import Folded, FoldEntry
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"
@@ -26,52 +29,56 @@ class HandEdit:
     status: str
 
 
-def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
-    """Keeps, discards and crashes of one tag, in the order in which they were decided.
+class Shown(NamedTuple):
+    """One experiment as the tables have it. The index keeps it, so that no table asks for more."""
 
-    What another tool decided before stands first, whatever the tag.
+    tag: str
+    """As it was decided, else as its bundle has it."""
+    timestamp: str
+    ordinal: int | None
+    """None while it is not decided."""
+    imported: bool
+    word: str
+    """Under which it is counted, one of `outcomes.WORDS`."""
+    is_baseline: bool
+    """What `rows.is_baseline` says of its row."""
+    line: str
+    """Its line in results.tsv; empty where it has none."""
+    wish: str
+    """The `decision_status` of a `HandEdit`, or empty."""
+    kept: list[Any]
+    """[platform, direction, value, confirmation] where it was kept with a value; else empty."""
+
+
+def shown_of(facts: Facts, placement: Placement | None, wrong: Sequence[Damage]) -> Shown:
+    """Return what the tables show of an experiment.
+
+    Args:
+        wrong: what its bundle says against the decisions.
     """
-    lines = [
-        _tsv_line(entry.facts, entry.placement)
-        for entry in _decided(entries.values(), tag)
-        if entry.placement is not None and not _left_out(entry.facts, entry.placement)
-    ]
-    return HEADER + "".join(lines)
-
-
-def commits_of(entries: Mapping[str, FoldEntry]) -> set[str]:
-    """The commits of all experiments, as results.tsv has them."""
-    placed = ((e.facts.commit, e.placement.commit if e.placement else "") for e in entries.values())
-    return {table_text(one)[:7] for pair in placed for one in pair if one}
-
-
-def _decided(entries: Iterable[FoldEntry], tag: str) -> list[FoldEntry]:
-    places = [
-        (not placed.imported, placed.ordinal, entry)
-        for entry in entries
-        if (placed := entry.placement) and (placed.imported or placed.tag == tag)
-    ]
-    return [entry for *_, entry in sorted(places, key=lambda place: place[:2])]
-
-
-def _left_out(facts: Facts, placement: Placement) -> bool:
-    """Replicates, what is not decided, and failures that say nothing about the hypothesis."""
-    return (
-        shown_as(placement.status, facts.failure_kind) not in DECIDED
-        or facts.replicates is not None
-        or facts.failure_kind == "nothing_new"
-    )
-
-
-def _word_of(entry: FoldEntry) -> str:
-    facts, placed = entry.facts, entry.placement
-    if facts.damage or entry.wrong:
-        status = "damaged"
-    elif placed is None:
-        status = "cancelled" if facts.failure_kind == "cancelled" else ""
-    else:
-        status = placed.status
-    return counted_as(status, facts.failure_kind, facts.replicates, is_decided=placed is not None)
+    kind, replicates = facts.failure_kind, facts.replicates
+    status = "cancelled" if kind == "cancelled" else ""
+    tag, ordinal, imported, line, is_baseline = facts.tag, None, False, "", facts.baseline
+    kept: list[Any] = []
+    if placement is not None:
+        tag, ordinal, imported, status = (
+            placement.tag, placement.ordinal, placement.imported, placement.status,
+        )  # fmt: skip
+        fixed, value = placement.fixed, placement.metric_value
+        is_baseline = is_baseline or fixed.get("reason") == "baseline"
+        says_nothing = replicates is not None or kind == "nothing_new"
+        if shown_as(status, kind) in DECIDED and not says_nothing:
+            line = _tsv_line(facts, placement)
+        if status == "keep" and value is not None:
+            platform = fixed.get("platform_key") or facts.platform_key
+            direction = fixed.get("direction") or facts.direction
+            kept = [platform, direction, value, placement.confirmation]
+    is_wish = placement is None and facts.stamp_id is None and facts.stamp in DECIDED
+    is_wish = is_wish and facts.execution_status == "completed" and not wrong
+    status = DAMAGED if facts.damage or wrong else status
+    word = counted_as(status, kind, replicates, is_decided=placement is not None)
+    wish = facts.stamp if is_wish else ""
+    return Shown(tag, facts.timestamp, ordinal, imported, word, is_baseline, line, wish, kept)
 
 
 def _tsv_line(facts: Facts, placement: Placement) -> str:
@@ -84,34 +91,21 @@ def _tsv_line(facts: Facts, placement: Placement) -> str:
     return f"{commit}\t{value:.6f}\t{memory:.1f}\t{placement.status}\t{description}\n"
 
 
-def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:
-    """Platform and direction as they were decided, else as the bundle has them."""
-    platform = placed.fixed.get("platform_key") or entry.facts.platform_key
-    return platform, placed.fixed.get("direction") or entry.facts.direction
+def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
+    """Return keeps, discards and crashes of one tag, in the order in which they were decided.
+
+    Replicates, what is not decided, and failures that say nothing about the hypothesis are absent.
+    What another tool decided before stands first, whatever the tag.
+    """
+    every = (entry.shown for entry in entries.values())
+    return HEADER + "".join([one.line for one in every if one.imported or one.tag == tag])
 
 
-def _is_baseline(entry: FoldEntry) -> bool:
-    """Return what `rows.is_baseline` says of the row of a decided entry."""
-    placed = entry.placement
-    return entry.facts.baseline or bool(placed and placed.fixed.get("reason") == "baseline")
-
-
-def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -> float | None:
-    """Return what the best is better than: the baseline before it on its platform, the last one,
-    since a reference that a person moved is measured anew, and is no gain."""
-    if best is None or (placed := entries[best].placement) is None:
-        return None
-    platform, until = _compared(entries[best], placed)[0], placed.ordinal or 0
-    kept = [
-        (other.ordinal, other.metric_value)
-        for entry in entries.values()
-        if (other := entry.placement) is not None
-        and (other.tag, other.status, _is_baseline(entry)) == (tag, "keep", True)
-        and not (entry.facts.damage or entry.wrong)
-        and _compared(entry, other)[0] == platform
-        and (other.ordinal or 0) <= until
-    ]
-    return max(kept, default=(0, None))[1]
+def commits_of(entries: Mapping[str, FoldEntry]) -> set[str]:
+    """The commits of all experiments, as results.tsv has them."""
+    own = {entry.details.facts.commit for entry in entries.values()}
+    decided = {entry.shown.line.partition("\t")[0] for entry in entries.values()}
+    return {table_text(commit)[:7] for commit in own | decided} - {""}
 
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
@@ -119,19 +113,20 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
 
     While the tag has no runs, it counts what another tool left, as `history.of_search` does.
     """
-    mine = [entry for entry in folded.entries.values() if tag and _tag_of(entry) == tag]
-    mine = mine or [entry for entry in folded.entries.values() if _tag_of(entry) in ("", IMPORTED)]
-    counted = tally((_word_of(entry), _is_baseline(entry)) for entry in mine)
+    every = {key: entry.shown for key, entry in folded.entries.items()}
+    mine = [one for one in every.values() if one.tag == tag] if tag else []
+    mine = mine or [one for one in every.values() if one.tag in ("", IMPORTED)]
+    counted = tally((one.word, one.is_baseline) for one in mine)
+    kept = {
+        key: one
+        for key, one in every.items()
+        if one.kept and one.tag == tag and not one.imported and one.word != DAMAGED
+    }
     best = best_of(
         {
-            key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
-            for key, entry in folded.entries.items()
-            if (placed := entry.placement) is not None
-            and (placed.tag, placed.status) == (tag, "keep")
-            and placed.confirmation != "refuted"
-            and not placed.imported
-            and placed.metric_value is not None
-            and not (entry.facts.damage or entry.wrong)
+            key: (one.ordinal or 0, *one.kept[:3])
+            for key, one in kept.items()
+            if one.kept[3] != "refuted"
         }
     )
     return {
@@ -140,14 +135,23 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
         "outcomes": counted.outcomes,
         "active_workers": active_workers,
         "best_run": row_of(folded, best) if best is not None else None,
-        "baseline": _baseline_of(folded.entries, tag, best),
+        "baseline": None if best is None else _baseline(kept.values(), kept[best]),
         "keep_rate": None if counted.keep_rate is None else round(counted.keep_rate, 4),
         "tag": tag,
     }
 
 
-def _tag_of(entry: FoldEntry) -> str:
-    return entry.placement.tag if entry.placement is not None else entry.facts.tag
+def _baseline(kept: Iterable[Shown], best: Shown) -> float | None:
+    """Return what the best is better than: the baseline before it on its platform, the last one,
+    since a reference that a person moved is measured anew, and is no gain."""
+    before = [
+        (one.ordinal, one.kept[2])
+        for one in kept
+        if one.is_baseline
+        and one.kept[0] == best.kept[0]
+        and (one.ordinal or 0) <= (best.ordinal or 0)
+    ]
+    return max(before, default=(0, None))[1]
 
 
 def row_of(folded: Folded, experiment: str) -> dict[str, Any]:
@@ -158,9 +162,9 @@ def row_of(folded: Folded, experiment: str) -> dict[str, Any]:
 
 def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
     """The rows of a tag that were decided last, newest first, and those that wait longest."""
-    mine = [(key, entry) for key, entry in folded.entries.items() if _tag_of(entry) == tag]
-    decided = [key for key, entry in mine if entry.placement is not None][-most:]
-    waiting = [key for key, entry in mine if entry.placement is None][:most]
+    mine = [(key, e.shown) for key, e in folded.entries.items() if e.shown.tag == tag]
+    decided = [key for key, shown in mine if shown.ordinal is not None][-most:]
+    waiting = [key for key, shown in mine if shown.ordinal is None][:most]
     rows = [[from_json(folded.line(key)) for key in keys] for keys in (decided[::-1], waiting)]
     return rows[0], rows[1]
 
@@ -168,25 +172,11 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
 def imported(folded: Folded) -> list[str]:
     """Return what another tool decided and the last fold did not have."""
     before = folded.last.entries if folded.last is not None else {}
-    return [
-        key
-        for key in folded.fresh
-        if _is_imported(folded.entries[key]) and not _is_imported(before.get(key))
-    ]
-
-
-def _is_imported(entry: FoldEntry | None) -> bool:
-    return entry is not None and entry.placement is not None and entry.placement.imported
+    new = [key for key in folded.fresh if folded.entries[key].shown.imported]
+    return [key for key in new if key not in before or not before[key].shown.imported]
 
 
 def hand_edits(entries: Mapping[str, FoldEntry]) -> list[HandEdit]:
     """Return stamps that name no record, on experiments that are not decided yet."""
-    return [
-        HandEdit(key, entry.facts.stamp)
-        for key, entry in entries.items()
-        if entry.placement is None
-        and entry.facts.stamp_id is None
-        and entry.facts.stamp in DECIDED
-        and entry.facts.execution_status == "completed"
-        and not entry.wrong
-    ]
+    wishes = ((key, entry.shown.wish) for key, entry in entries.items())
+    return [HandEdit(key, wish) for key, wish in wishes if wish]

@@ -13,9 +13,8 @@ from rich.segment import Segment
 from rich.table import Table
 
 from autohypothesis.installation import suggested
-from autohypothesis.plain import plain, typeable
 from autohypothesis.terminal.parts import GAP
-from autohypothesis.terminal.streams import is_unicode, lost
+from autohypothesis.terminal.streams import lost, safe
 
 
 class Screen(Console):
@@ -48,13 +47,7 @@ class Screen(Console):
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
         for text, style, control in super().render(*args, **options):
-            yield Segment(text if control else self._safe(text), style, control)
-
-    def _safe(self, text: str) -> str:
-        text = plain(typeable(text, self.encoding))
-        if text.isascii() or is_unicode(self.encoding):
-            return text
-        return text.encode(self.encoding, "replace").decode(self.encoding)
+            yield Segment(text if control else safe(text, self.encoding), style, control)
 
     @property
     def has_reader(self) -> bool:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, TextIO
 
+from autohypothesis.plain import plain, typeable
+
 STANDARD = (0, 1, 2)
 
 
@@ -62,6 +64,15 @@ def _steady(stream: TextIO | None, number: int) -> TextIO:
         line_buffering=number == 2 or os.isatty(number),
         write_through=number == 2,
     )
+
+
+def safe(text: str, encoding: str) -> str:
+    """Return `text` as a terminal can show it: no control character, `?` for what it lacks, but a
+    path as it can be typed."""
+    text = plain(typeable(text, encoding))
+    if text.isascii() or is_unicode(encoding):
+        return text
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def is_unicode(encoding: str | None) -> bool:

@@ -198,6 +198,7 @@ def test_a_run_that_comes_later_is_placed_by_its_time(tree: Any) -> None:
     write_run(layout, COUNT)
     sync(layout)
     assert tree.rows()[name_of(COUNT)]["ordinal"] == COUNT
+    assert layout.ledger.read_bytes() == refold(layout, cold=True).content
     shutil.move(layout.root / "away", layout.run(name_of(3)).folder)
     assert sync(layout).imported == [name_of(3)]
     assert [row["ordinal"] for row in tree.rows().values()] == list(range(1, COUNT + 2))

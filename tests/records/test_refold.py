@@ -18,7 +18,15 @@ NAMES = [f"h-nov20-{n:04d}-1" for n in range(6)]
 STEPS = [
     "bundle", "plan", "decide", "undecide", "edit in place", "break", "remove", "touch",
     "lose the index", "break the index", "edit the ledger", "lose the ledger", "sync", "link",
+    "finish elsewhere", "edit the page",
 ]  # fmt: skip
+
+
+def age(lab: Any) -> None:
+    """Let all files but the decisions be older than this minute."""
+    for path in lab.root.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path != lab.layout.decisions:
+            os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
 def step(lab: Any, what: str, chance: random.Random) -> None:
@@ -53,7 +61,17 @@ def step(lab: Any, what: str, chance: random.Random) -> None:
     elif what == "lose the ledger":
         layout.ledger.unlink(missing_ok=True)
     elif what == "sync":
+        if chance.random() < 0.7:  # else a file of this very moment is read again
+            age(lab)
         sync(layout)
+    elif what == "finish elsewhere":
+        lab.bundle(
+            f"old-{chance.randrange(9)}", chance.choice([1.5, 1.4, 1.3, 0.0]), tag="",
+            decision_status=chance.choice(["keep", "discard", "crash", "replicate"]),
+            recorded_at=f"2026-11-20T0{chance.randrange(9)}:00:00.000Z",
+        )  # fmt: skip
+    elif what == "edit the page" and layout.plan_page(name).exists():
+        layout.plan_page(name).write_text("# another idea\n")
     elif what == "link" and run.exit.exists():
         run.exit.unlink()
         run.exit.symlink_to("/dev/zero")
@@ -84,9 +102,7 @@ def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
 
     for name in NAMES:
         lab.whole(name, 1.5, "discard")
-    for path in lab.root.rglob("*"):
-        if path.is_file() and path != lab.layout.decisions:
-            os.utime(path, (1_700_000_000, 1_700_000_000))
+    age(lab)
     sync(lab.layout)
     reads: list[str] = []
     real = bundles.read
