@@ -54,7 +54,7 @@ from autohypothesis.records.fold import (
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.outcomes import DAMAGED
 from autohypothesis.records.rows import Facts, Placement, RowDocument, base_row, finish
-from autohypothesis.records.tables import Shown, shown_of
+from autohypothesis.records.shown import Shown, shown_of
 from autohypothesis.schema import Problem
 
 LIMIT = 512 * 1024 * 1024
@@ -162,7 +162,7 @@ def _head(body: bytes | memoryview) -> bytes:
 @cache
 def _code() -> int:
     """A checksum of the modules that decide what a row looks like: other code, other rows."""
-    names = ("bundles", "fold", "ids", "ledger", "outcomes", "rows", "tables")
+    names = ("bundles", "fold", "ids", "ledger", "outcomes", "rows", "shown")
     total = 0
     below = [Path(module.__file__ or "") for module in (schema, plain)]
     for path in (*below, *(Path(__file__).with_stem(name) for name in names)):
