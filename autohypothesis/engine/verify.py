@@ -299,7 +299,7 @@ class Verifier:
         for name, entry in folded.entries.items():
             if names is not None and name not in names:
                 continue
-            for file, problem, _ in entry.wrong:
+            for file, problem, _ in entry.details.wrong:
                 if (name, file) not in known:
                     found.findings.append(Finding(name, file, problem))
             if (stated := rows.get(name)) is not None:
