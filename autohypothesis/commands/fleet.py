@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +69,7 @@ def up(
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.commands.init import fleet_from_nothing, refuse_other_devices
+    from autohypothesis.engine.inputs import locate_inputs
     from autohypothesis.engine.verify import findings_in_keeps
     from autohypothesis.fleet.roster.roster import FleetOptions
     from autohypothesis.fleet.supervisor import process_specs
@@ -92,6 +94,8 @@ def up(
         project = open_project(repo)
     else:
         refuse_other_devices(manifest, gpus, cpu_workers)
+        # Raises where the data is gone: no run could begin, and every idea would wait in vain.
+        locate_inputs(project.task, layout.root, layout.root, os.environ)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():

@@ -19,6 +19,7 @@ from autohypothesis import system
 from autohypothesis.commands import fleet as commands_of_a_fleet
 from autohypothesis.commands import sync as commands
 from autohypothesis.engine.project import Project
+from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
@@ -27,7 +28,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from tests.conftest import ROOT, Git, called
+from tests.conftest import ROOT, Cli, Git, called
 from tests.conftest import wait_until as until
 
 SCRIPT = """import time
@@ -336,3 +337,17 @@ def test_a_watching_sync_takes_in_what_comes_and_leaves_when_asked(place: Place)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_up_starts_nothing_where_the_data_of_the_search_is_gone(
+    cli: Cli, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("init-fleet", "--cpu-workers", "1").returncode == 0
+
+    def gone(*words: object, **more: object) -> None:
+        raise LaunchError("the data cannot be located", hint="run: python prepare.py")
+
+    monkeypatch.setattr("autohypothesis.engine.inputs.locate_inputs", gone)
+    answer = cli("up", "--max-runs", "1")
+    assert answer.returncode == 1 and "the data cannot be located" in answer.stderr
+    assert not Layout(foreign).role("supervisor").exists()

@@ -25,7 +25,13 @@ from autohypothesis.engine.failures import CANCELLED
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.reference import reference_ref
-from autohypothesis.errors import GitError, LockError, RecordError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    GitError,
+    LaunchError,
+    LockError,
+    RecordError,
+)
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import read_heartbeat, worker_lives
 from autohypothesis.fleet.live.stop import Stop
@@ -767,14 +773,23 @@ def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
     floor.nothing_is_left()
 
 
-def test_a_full_disk_abandons_nothing(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecordError("cannot write a plan: No space left on device"),
+        LaunchError("the data cannot be located"),
+    ],
+)
+def test_a_full_disk_or_data_that_is_gone_abandons_nothing(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, error: AutohypothesisError
+) -> None:
     (name,) = floor.propose()
     real, left = runner.plan, [None] * 4
 
     def full(*words: object, **more: object) -> RunSpec:
         if left:
             left.pop()
-            raise RecordError("cannot write a plan: No space left on device")
+            raise error
         return real(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "plan", full)

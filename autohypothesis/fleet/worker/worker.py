@@ -25,6 +25,7 @@ from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
+    LaunchError,
     LeaseError,
     LockError,
     UnwritableError,
@@ -218,9 +219,9 @@ class FleetWorker:
             self._return_prepared()
             return
         self.next = None
-        # A lock, a lease or a full disk says nothing of the hypothesis.
+        # A lock, a lease, a full disk or data that is gone says nothing of the hypothesis.
         of_machine = isinstance(
-            prepared.error, (LockError, UnwritableError, LeaseError, OSError)
+            prepared.error, (LockError, UnwritableError, LeaseError, LaunchError, OSError)
         ) or room_in(str(prepared.error))
         self._tries[name] += not of_machine
         if self._tries[name] >= TRIES:
