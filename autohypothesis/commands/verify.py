@@ -30,6 +30,9 @@ def verify(
     is_rerunning: Annotated[
         bool, Option("--rerun", help="Run it again as well, and compare the values.")
     ] = False,
+    is_rescoring: Annotated[
+        bool, Option("--rescore", help="Score its kept weights again as well.")
+    ] = False,
     is_accepting: Annotated[
         bool,
         Option("--accept", help="Take decisions and references as they are, by your word."),
@@ -41,6 +44,7 @@ def verify(
 
     Offline, and nothing is changed. A line for each finding; the exit code is 1 where there is one.
     `--rerun` runs the commit again at its seed, and names a value that differs by `min_delta`.
+    `--rescore` has the evaluator score kept weights again: on one machine, the same number.
     `--accept` is for decisions that you know to be lost, or a reference that you moved yourself:
     what it says of them is in the anchor.
 
@@ -57,10 +61,10 @@ def verify(
     repository, layout = opened(repo)
     verifier = Verifier(repository, layout, trusted_keys(key or ()))
     found = verifier.verify(None if experiment_id is None else [experiment_id])
-    if is_rerunning:
+    if is_rerunning or is_rescoring:
         if experiment_id is None:
-            raise UsageError("one experiment at a time is run again", hint="verify ID --rerun")
-        found.findings += _run_again(repo, experiment_id)
+            raise UsageError("one experiment at a time is run or scored again: name it")
+        found.findings += _again(repo, experiment_id, is_rescoring, is_rerunning)
     if as_json:
         print_json(
             {
@@ -87,16 +91,22 @@ def _print(found: Verification) -> None:
     say(f"{runs}, {decisions}: {came}")
 
 
-def _run_again(repo: Path, experiment_id: str) -> list[Finding]:
+def _again(repo: Path, experiment_id: str, scores: bool, runs: bool) -> list[Finding]:
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine.rerun import rerun
+    from autohypothesis.engine.rerun import rerun, rescore
 
-    project = open_project(repo)
-    again = rerun(project, experiment_id, ProgressWatch())
-    refresh(project.layout)
-    remark(f"{again.experiment_id}: {again.value}; recorded: {again.first_value}")
-    return [again.finding] if again.finding else []
+    project, findings = open_project(repo), []
+    if scores:
+        again = rescore(project, experiment_id)
+        remark(f"its weights, scored again: {again.value}; recorded: {again.first_value}")
+        findings.append(again.finding)
+    if runs:
+        again = rerun(project, experiment_id, ProgressWatch())
+        refresh(project.layout)
+        remark(f"{again.experiment_id}: {again.value}; recorded: {again.first_value}")
+        findings.append(again.finding)
+    return [finding for finding in findings if finding is not None]
 
 
 def _accept(repo: Path) -> None:

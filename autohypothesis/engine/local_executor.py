@@ -17,6 +17,7 @@ from autohypothesis.engine.collect import collect, end_overdue
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
     INHERITED,
+    NO_OP_COMMAND,
     THREAD_VARIABLES,
     TrainingCommand,
     compile_cache_folder,
@@ -42,7 +43,13 @@ from autohypothesis.engine.untracked_files import lacking
 from autohypothesis.engine.workspace import Checkout, CheckoutBaseline, Export, take_baseline
 from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
-from autohypothesis.records.files import to_json, write_atomic, write_json
+from autohypothesis.records.files import (
+    read_object,
+    remove_folder,
+    to_json,
+    write_atomic,
+    write_json,
+)
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.records.signing import own_signer
@@ -176,28 +183,8 @@ class LocalExecutor(Executor):
         evaluator = export.evaluator(spec.commit, task)
         before = take_baseline(files, sites)
         with devices.choosing(spec.experiment_id):
-            device = devices.first_free(offered(spec.resources, inputs))
-            on_gpu = device.kind == "cuda"
-            setup = RunSetup(
-                spec=spec,
-                run=self.layout.run(spec.experiment_id),
-                files=files,
-                device=device,
-                inputs=inputs,
-                command=command,
-                evaluator=evaluator,
-                sandbox=TaskSandbox(
-                    self.repository,
-                    task,
-                    sandbox_kind(task, gpus=on_gpu),
-                    data=inputs.data,
-                    held_out=inputs.held_out,
-                    python=command.python,
-                    linked=tuple(files.links.values()),
-                    gpus=on_gpu,
-                ),
-                temporary=Path(tempfile.mkdtemp(prefix="ah-")),
-            )
+            run = self.layout.run(spec.experiment_id)
+            setup = self._setup(spec, run, files, inputs, command, evaluator)
             try:
                 self._write_bundle(setup, before, hashed)
             except BaseException:
@@ -206,9 +193,73 @@ class LocalExecutor(Executor):
             shim.start(self._launch(setup), process)
             # See it hold its lease or end, so that others may choose.
             name = spec.experiment_id
-            devices.await_taken(device, name, ended=lambda: self.poll(name) != "running")
+            devices.await_taken(setup.device, name, ended=lambda: self.poll(name) != "running")
         own_signer()  # read now, while the training starts: the collector needs it
         return name
+
+    def _setup(
+        self,
+        spec: RunSpec,
+        run: RunPaths,
+        files: Checkout,
+        inputs: Inputs,
+        command: TrainingCommand,
+        evaluator: Path | None,
+    ) -> RunSetup:
+        """Choose a device and a sandbox. The caller holds `devices.choosing`."""
+        device = devices.first_free(offered(spec.resources, inputs))
+        on_gpu = device.kind == "cuda"
+        sandbox = TaskSandbox(
+            self.repository,
+            spec.task,
+            sandbox_kind(spec.task, gpus=on_gpu),
+            data=inputs.data,
+            held_out=inputs.held_out,
+            python=command.python,
+            linked=tuple(files.links.values()),
+            gpus=on_gpu,
+        )
+        temporary = Path(tempfile.mkdtemp(prefix="ah-"))
+        return RunSetup(spec, run, files, device, inputs, command, evaluator, sandbox, temporary)
+
+    def rescore(self, spec: RunSpec, first: RunPaths) -> dict[str, Any]:
+        """Have the evaluator score the weights of a run once more; return its exit record.
+
+        Nothing is trained: the shim holds a device for the scorer alone. The worker's export must
+        be free.
+
+        Raises:
+            LeaseError: no device of that kind is free.
+            LaunchError: the checkout cannot be made.
+        """
+        run = RunPaths(self.layout.export(f"{spec.worker_id}-rescore"))
+        remove_folder(run.folder)
+        process, temporary = shim.prestart(run, spec.experiment_id), None
+        try:
+            export = Export(self.repository, spec.worker_id)
+            files = export.checkout(spec.commit, spec.task)
+            inputs = locate_inputs(spec.task, files.path, self.repository.root, os.environ)
+            trained_by = training_command(spec.task, self.repository.root, os.environ)
+            nothing = TrainingCommand(NO_OP_COMMAND, trained_by.environment, trained_by.python)
+            evaluator = export.evaluator(spec.commit, spec.task)
+            with devices.choosing(spec.experiment_id):
+                setup = self._setup(spec, run, files, inputs, nothing, evaluator)
+                temporary = setup.temporary
+                for folder in (run.folder, run.out, run.home, run.scoring_home):
+                    folder.mkdir(parents=True)
+                for source, copy in ((first.config, run.config), (first.weights, run.weights)):
+                    shutil.copyfile(source, copy)
+                shim.start(self._launch(setup), process)
+                devices.await_taken(
+                    setup.device, spec.experiment_id, ended=lambda: shim.status(run) != "running"
+                )
+            while shim.wait(run, SHIM_EXIT_S) == "running":
+                end_overdue(run)
+            return read_object(run.exit)
+        finally:
+            shim.dismiss(process)
+            for folder in (run.folder, *filter(None, (temporary,))):
+                remove_folder(folder)
 
     def check_device_free(self, resources: Resources, inputs: Inputs) -> None:
         devices.first_free(offered(resources, inputs))

@@ -1,27 +1,30 @@
-"""Runs a recorded experiment again, at its commit and seed, and compares the two values."""
+"""Runs a recorded experiment again, or scores its weights again, and compares the two values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autohypothesis.engine import runner
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, Outcome, RunSpec
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.verify import Finding
 from autohypothesis.errors import UsageError
-from autohypothesis.records.files import load, load_or_none
-from autohypothesis.schema import Metadata, Result
+from autohypothesis.records.files import load, load_or_none, read_object
+from autohypothesis.records.layout import RunPaths
+from autohypothesis.schema import Metadata, Result, finite
 
 
 class Rerun(NamedTuple):
     """The second run of an experiment."""
 
     experiment_id: str
-    """Its own id."""
+    """Of the second run; of the first, where its weights were scored again."""
     value: float | None
-    first_value: float
+    first_value: float | None
     finding: Finding | None
     """None: the values differ by less than `min_delta`."""
 
@@ -54,6 +57,47 @@ def rerun(project: Project, experiment_id: str, watch: runner.ProgressListener) 
     problem = _difference(own, experiment_id, result, made)
     finding = Finding(experiment_id, first.result.name, problem) if problem else None
     return Rerun(made.experiment_id, made.result.metric_value, result.metric_value, finding)
+
+
+def rescore(project: Project, experiment_id: str) -> Rerun:
+    """Have the pristine evaluator score the kept weights of an experiment again.
+
+    On one machine that is the same number, to the last digit.
+
+    Raises:
+        UsageError: it has no weights that an evaluator scores.
+        LeaseError, LaunchError: they cannot be scored now.
+    """
+    first = project.layout.run(experiment_id)
+    result, spec = load_or_none(Result, first.result), load_or_none(RunSpec, first.run_spec)
+    model = spec is not None and spec.task.scorer.type == "model"
+    if spec is None or result is None or not model or not first.weights.exists():
+        raise UsageError(
+            f"{experiment_id} has no weights here that an evaluator scores",
+            hint=f"run it again: python orchestrator.py verify {experiment_id} --rerun",
+        )
+    own = replace(project, task=spec.task)
+    with runner.free_worker(own) as worker:
+        executor = LocalExecutor(own.repository, own.layout)
+        record = executor.rescore(spec.model_copy(update={"worker_id": worker}), first)
+    name, score = spec.task.objective.metric, record.get("score") or {}
+    value = finite((score.get("result") or {}).get(name))
+    problem = ""
+    if value is None:
+        why = (score.get("result") or {}).get("error") or score.get("error") or record.get("error")
+        problem = f"says {result.metric_value}, and its weights could not be scored: {why}"
+    elif value != result.metric_value:
+        problem = (
+            f"says {result.metric_value!r}, and its weights score {value!r}{_where(first, record)}"
+        )
+    finding = Finding(experiment_id, first.result.name, problem) if problem else None
+    return Rerun(experiment_id, value, result.metric_value, finding)
+
+
+def _where(first: RunPaths, record: Mapping[str, Any]) -> str:
+    """Return the two devices, where they differ."""
+    names = [(each.get("device") or {}).get("name") for each in (read_object(first.exit), record)]
+    return "" if names[0] == names[1] else f", on another device: {names[1]}, not {names[0]}"
 
 
 def _difference(project: Project, experiment_id: str, first: Result, made: Outcome) -> str:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import Field
 
@@ -110,6 +111,11 @@ def _sha256(content: bytes) -> str:
 # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
 
+_written: dict[Path, tuple[str, Anchor]] = {}
+"""`.git` of a repository -> the anchor that this process has written last: it is asked for again
+where another has moved it."""
+
+
 class DecisionChain:
     """The journal of a repository and its anchor. What writes is called under the lock `settle`.
 
@@ -153,14 +159,20 @@ class DecisionChain:
 
         An anchor that the journal does not continue stays where it is, for `verify` to name.
         """
+        known = _written.get(self.repository.common_dir)
         with suppress(SignatureError):
-            blob, anchor = self._anchor()
-            if anchor is None or anchor.head == self._last().hash:
-                return
-            links = read_links(self.layout)
-            if len(links) > anchor.lines and not any(problems_of(links, anchor, trusted_keys())):
-                end = {"lines": len(links), "head": links[-1].hash, "recorded_at": now()}
-                self._write(anchor.model_copy(update=end), blob)
+            if known is None or not self._advance(*known):
+                self._advance(*self._anchor())
+
+    def _advance(self, blob: str | None, anchor: Anchor | None) -> bool:
+        """Return whether the anchor was at `blob`."""
+        if anchor is None or anchor.head == self._last().hash:
+            return True
+        links = read_links(self.layout)
+        if len(links) <= anchor.lines or any(problems_of(links, anchor, trusted_keys())):
+            return True
+        end = {"lines": len(links), "head": links[-1].hash, "recorded_at": now()}
+        return self._write(anchor.model_copy(update=end), blob)
 
     def take_in(self, commit: str) -> None:
         """Note a commit that the reference was moved to without a decision."""
@@ -196,10 +208,16 @@ class DecisionChain:
             and f'"experiment_id":"{run.folder.name}"'.encode() not in content
         ]
 
-    def _write(self, anchor: Anchor, old: str | None) -> None:
-        if self.signer is not None:
-            blob = self.repository.write_blob(sealed_envelope(self.signer, _ANCHOR_TYPE, anchor))
-            self.repository.compare_and_swap(ANCHOR, blob, old)
+    def _write(self, anchor: Anchor, old: str | None) -> bool:
+        """Move the anchor, if it is at `old`; return whether it was, or there is no key."""
+        if self.signer is None:
+            return True
+        blob = self.repository.write_blob(sealed_envelope(self.signer, _ANCHOR_TYPE, anchor))
+        _written.pop(self.repository.common_dir, None)
+        if not self.repository.compare_and_swap(ANCHOR, blob, old):
+            return False
+        _written[self.repository.common_dir] = blob, anchor
+        return True
 
 
 def _next_line(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
@@ -15,7 +16,7 @@ from autohypothesis.engine.runner import run
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Result
-from tests.conftest import run_git
+from tests.conftest import called, run_git
 
 Try = Callable[..., tuple[str, Result]]
 
@@ -40,6 +41,28 @@ def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Projec
         project = Project.open(root).with_tag("t")
         finished = run(project, Experiment(Change()))
     return project, finished.experiment_id, finished.result
+
+
+def test_kept_weights_scored_again_have_the_same_number_and_others_are_named(
+    usual: tuple[Project, str, Result], cache: Path, own_locks: Path
+) -> None:
+    project, identity, result = usual
+    words = {"cwd": project.layout.root, "AUTORESEARCH_CACHE": str(cache)}
+    answer = called("verify", identity, "--rescore", **words)
+    assert answer.returncode == 0, answer
+    assert f"scored again: {result.metric_value!r}; recorded: {result.metric_value!r}" in (
+        answer.stderr
+    )
+    run = project.layout.run(identity)
+    weights = run.weights.read_bytes()
+    state = torch.load(run.weights, weights_only=True)
+    largest = max(state, key=lambda name: state[name].numel())
+    torch.save({**state, largest: state[largest] * 1.01}, run.weights)
+    answer = called("verify", identity, "--rescore", **words)
+    run.weights.write_bytes(weights)
+    assert answer.returncode == 1, answer
+    assert f"{identity}: weights.pt has SHA-256" in answer.stdout
+    assert f"says {result.metric_value!r}, and its weights score" in answer.stdout
 
 
 def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
