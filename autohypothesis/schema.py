@@ -446,7 +446,11 @@ class Runtime(Tolerant):
 
 
 class Metrics(Tolerant):
-    """The numbers that a run printed, and the official score."""
+    """The official score, what the engine measured or knows, and what the run printed of itself.
+
+    What is only printed is nobody's word but the run's: `mfu_percent`, `total_tokens_M`,
+    `num_steps`, `train_bpb`, `total_seconds`, and figures of a task's own.
+    """
 
     val_bpb: Number = None
     """The official score when there is one, else the printed value."""
@@ -454,13 +458,17 @@ class Metrics(Tolerant):
     score_difference: Number = None
     """Official minus printed."""
     peak_vram_mb: Number = None
+    """As printed; a constraint is held against the larger of this and what was measured."""
     training_seconds: Number = None
+    """By the clock that the kernel's account agrees with; without a clock, as printed."""
     total_seconds: Number = None
     mfu_percent: Number = None
     total_tokens_M: Number = None  # noqa: N815  published name
     num_steps: Whole = None
     num_params_M: Number = None  # noqa: N815  published name
+    """Of weights that were scored: counted in weights.pt; else as printed."""
     depth: Whole = None
+    """As the source has it, where it is a constant there; else as printed."""
     train_bpb: Number = None
     tokens_per_second: Number = None
     cpu_seconds: Number = None

@@ -26,6 +26,7 @@ from autohypothesis.engine import processes, shim
 from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.experiment import RunSpec
+from autohypothesis.engine.facts import known_metrics, long_lines, untrue_metrics
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import TAIL_BYTES, Score, scorer_for
@@ -232,12 +233,15 @@ def judge(
         "touched": touched,
         "strays_found": killed,
     }
+    known = known_metrics(spec, run, record) if record else {}
+    printed = record.metrics if record else {}
+    evidence["remarks"] = [*untrue_metrics(printed, known), *long_lines(spec.diff)]
     if spec.mutation is not None:
         evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
         evidence["voided_value"] = score.value
     attested = score.attested and not _is_unconfined(spec, run)
-    metrics = _metrics(spec, score, record, failure)
+    metrics = _metrics(spec, score, record, failure, known)
     return result_of(spec, score.value, failure, tail, evidence, metrics, attested=attested)
 
 
@@ -367,11 +371,16 @@ def _plain_uuid(name: object) -> str:
 
 
 def _metrics(
-    spec: RunSpec, score: Score, record: ExitRecord | None, failure: Failure | None
+    spec: RunSpec,
+    score: Score,
+    record: ExitRecord | None,
+    failure: Failure | None,
+    known: Mapping[str, float],
 ) -> Metrics:
-    """Return what was printed, with the official value and the shim's own measurements."""
+    """Return what was printed, with what is `known` instead, the official value and the shim's own
+    measurements."""
     metric = spec.task.objective.metric
-    values: dict[str, Any] = {**(record.metrics if record else {}), **score.metrics}
+    values: dict[str, Any] = {**(record.metrics if record else {}), **score.metrics, **known}
     values[f"printed_{metric}"] = values.get(metric)
     values[metric] = None if failure else score.value
     values["score_difference"] = score.evidence.get("score_difference")

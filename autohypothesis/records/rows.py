@@ -172,6 +172,8 @@ def _from_result(row: RowDocument, result: Document) -> None:
         row[key] = result[key]
     if result["failure_detail"]:
         row["notes"].append(result["failure_detail"])
+    remarks = result["evidence"].get("remarks")
+    row["notes"] += map(str, remarks) if isinstance(remarks, list) else []
     if result["failure_kind"] == "cancelled":
         row["status"] = "cancelled"
     if result["status"] != "completed":

@@ -32,6 +32,17 @@ def night(fleet: Any) -> Any:
     return fleet
 
 
+def test_a_keep_with_a_remark_of_the_engine_is_looked_at_first(night: Any) -> None:
+    path, remark = night.layout.run("h-nov20-0006-1").result, "train.py:7 is a line of 9,000"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "evidence": {"remarks": [remark]}}))
+    sync(night.layout)
+    first = digest(night.layout).first
+    assert [notice.what for notice in first if remark in notice.what] == [
+        f"h-nov20-0006-1 was kept: {remark}"
+    ]
+
+
 def test_each_keep_is_told_with_its_gain(night: Any) -> None:
     page = digest(night.layout)
 

@@ -51,6 +51,8 @@ class KeptStep:
     reason: str
     at: datetime
     worker_id: str
+    notes: tuple[str, ...] = ()
+    """Remarks of the engine: a metric that was printed wrongly, a very long line of source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ def _step(row: Row, decision: Decision) -> KeptStep:
         reason=str(decision.reason or ""),
         at=decision.recorded_at,
         worker_id=str(row.get("worker_id") or ""),
+        notes=tuple(map(str, row.get("notes") or ())),
     )
 
 
@@ -344,6 +347,9 @@ def _first(page: Digest) -> list[Notice]:
 
     for name, why in page.taken_back.items():
         note(f"{name} was kept, and taken back: {why}", f"show {name}")
+    for step in page.kept:
+        if step.notes:
+            note(f"{step.experiment_id} was kept: {step.notes[0]}", f"show {step.experiment_id}")
     best = page.overview.best
     if best is not None and best.improvement and page.tag == page.overview.tag:
         note(f"the best, {best.experiment_id}, changes this against the baseline", "best --diff")
