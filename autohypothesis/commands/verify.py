@@ -87,7 +87,8 @@ def _print(found: Verification) -> None:
     also = f", {older} unattested (of an earlier version, or of another tool)" if older else ""
     runs = f"{found.signed} signed run{'s' * (found.signed != 1)}{also}"
     decisions = f"{found.decisions} decision{'s' * (found.decisions != 1)}"
-    came = f"{len(found.findings)} findings" if found.findings else "all as it was signed"
+    count = len(found.findings)
+    came = f"{count} finding{'s' * (count != 1)}" if count else "all as it was signed"
     say(f"{runs}, {decisions}: {came}")
 
 

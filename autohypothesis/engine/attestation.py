@@ -63,7 +63,7 @@ class Attestation(NamedTuple):
 def attest(
     repository: Repository, run: RunPaths, result: Result, before: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the attestation of a run that was just collected; nothing without a key.
+    """Write the attestation of a run, before the result that it has; nothing without a key.
 
     Args:
         before: the state of the checkout and the environment before the run, as local.json has it.
@@ -87,7 +87,10 @@ def attest(
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate,
     }
-    write_atomic(run.attestation, sealed_envelope(signer, PAYLOAD_TYPE, statement))
+    # Not flushed by itself, which would cost more than all the rest: a power cut within seconds may
+    # leave a run that a person has to look at.
+    content = sealed_envelope(signer, PAYLOAD_TYPE, statement)
+    write_atomic(run.attestation, content, durable=False)
 
 
 def _subjects(run: RunPaths) -> Iterator[Path]:

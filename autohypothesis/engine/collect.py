@@ -87,7 +87,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
     run = layout.run(experiment_id)
     with locks.hold(layout, "collect", doing=f"collecting {experiment_id}"):
         if is_collected(run):
-            return _finish(repository, run)
+            _clean_up(run, _local(run) if run.local.exists() else {})
+            return load(Result, run.result)
         state = shim.status(run)
         if state == "running":
             raise LaunchError(
@@ -105,19 +106,19 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         write_atomic(
             run.local, to_json({**local, RESULT_HASH: _hash(content.encode())}), durable=False
         )
+        attest(repository, run, result, local.get("before"))  # a result comes with one
         write_atomic(run.result, content)
         metadata = load_or_none(Metadata, run.metadata)
         is_baseline = spec.hypothesis_id == ids.baseline_id(spec.tag)
         if metadata is not None and is_baseline and result.status == "completed":
             key = metadata.runtime.platform_key
             keep_compile_cache(run.home, compile_cache_folder(repository.common_dir, key))
-        attest(repository, run, result, local.get("before"))
         _clean_up(run, local)
         return result
 
 
-def finish_collection(repository: Repository, layout: Layout, experiment_id: str) -> bool:
-    """Return whether the run is collected, and do the rest for a collector that was killed.
+def finish_collection(layout: Layout, experiment_id: str) -> bool:
+    """Return whether the run is collected, and clean up after a collector that was killed.
 
     A decision changes `result.json`: while the evidence remains, it would be collected again.
     """
@@ -125,17 +126,8 @@ def finish_collection(repository: Repository, layout: Layout, experiment_id: str
     with locks.hold(layout, "collect", doing=f"cleaning up {experiment_id}"):
         if not is_collected(run):
             return False
-        _finish(repository, run)
+        _clean_up(run, _local(run) if run.local.exists() else {})
         return True
-
-
-def _finish(repository: Repository, run: RunPaths) -> Result:
-    """Attest a collected run where a kill prevented that, clean up, and return its result."""
-    result, local = load(Result, run.result), _local(run) if run.local.exists() else {}
-    if "before" in local and not run.attestation.exists():
-        attest(repository, run, result, local["before"])
-    _clean_up(run, local)
-    return result
 
 
 def is_collected(run: RunPaths) -> bool:

@@ -79,7 +79,7 @@ def read_case(project: Project, experiment_id: str) -> Case:
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
         )
     submitted = run.run_spec.exists()
-    if submitted and not finish_collection(project.repository, project.layout, experiment_id):
+    if submitted and not finish_collection(project.layout, experiment_id):
         raise SettleError(
             f"{experiment_id} is not collected yet, and {run.result} is not from its collector",
             hint="run `python orchestrator.py sync`, which collects what has ended",

@@ -361,7 +361,7 @@ def _gap(links: Sequence[Link], number: int) -> str:
 def _other_end(links: Sequence[Link], anchor: Anchor) -> str:
     missing = anchor.lines - len(links)
     if missing > 0:
-        return f"has {len(links)} lines, and {anchor.lines} were anchored: {missing} were deleted"
+        return f"lacks its last {_decisions(missing)}: {anchor.lines} lines were anchored"
     return f"has another line {anchor.lines} than was anchored: that one was deleted"
 
 

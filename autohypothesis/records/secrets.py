@@ -1,9 +1,9 @@
 """This user's secrets: where they are kept, and whether a text holds one.
 
-Known are the hub keys in the user's files, the values of environment variables whose names say
-that they are secret, and whatever looks like a key that our hub gave out. A secret is found as it
-is, broken over lines, in hex and in base64; a text that hides it otherwise is not found out. So
-this is the second lock: the first is that no candidate can read a secret.
+Known are the hub keys in the user's files, the fleet's signing key, the values of environment
+variables whose names say that they are secret, and whatever looks like a key that our hub gave out.
+A secret is found as it is, broken over lines, in hex and in base64; a text that hides it otherwise
+is not found out. So this is the second lock: the first is that no candidate can read a secret.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autohypothesis.errors import RecordError, SecretError
 from autohypothesis.records.files import parse_json, read_bytes
+from autohypothesis.records.signing import private_key_file
 from autohypothesis.system import user_config_folder
 
 LEAST = 8
@@ -131,6 +132,9 @@ def _of_files() -> Iterator[tuple[str, str]]:
         for path in sorted(place.iterdir()) if place.is_dir() else [place]:
             if path.is_file() and (key := _key_in(path)):
                 yield key, f"the hub key in {path}"
+    if private_key_file().is_file():
+        for line in private_key_file().read_text("ascii", "replace").splitlines()[1:2]:
+            yield line, "the key that signs this fleet's records"
 
 
 def _key_in(path: Path) -> str:

@@ -71,6 +71,10 @@ def keys_folder() -> Path:
     return user_config_folder() / "keys"
 
 
+def private_key_file() -> Path:
+    return keys_folder() / "fleet.pem"
+
+
 def own_signer() -> Signer | None:
     """Return the fleet's key, made now if there is none; None where none can be had.
 
@@ -89,7 +93,7 @@ def _signer(folder: Path) -> Signer | None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ModuleNotFoundError:
         return None
-    path = folder / "fleet.pem"
+    path = private_key_file()
     try:
         if not path.exists():
             make_private(folder)

@@ -134,7 +134,7 @@ def test_an_end_that_was_taken_off_is_found_although_more_was_decided(journal: J
     journal.settle("a-1", "a-2")
     first, _ = journal.path.read_bytes().splitlines(keepends=True)
     journal.path.write_bytes(first)
-    assert journal.problems() == ["has 1 lines, and 2 were anchored: 1 were deleted"]
+    assert journal.problems() == ["lacks its last 1 decision: 2 lines were anchored"]
     journal.settle("a-3")
     assert journal.problems() == ["has another line 2 than was anchored: that one was deleted"]
     journal.chain.accept([])

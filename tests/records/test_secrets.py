@@ -13,6 +13,7 @@ from autohypothesis import sandbox
 from autohypothesis.errors import SecretError
 from autohypothesis.records import secrets
 from autohypothesis.records.secrets import find_secret, refuse_secrets, texts_in
+from autohypothesis.records.signing import own_signer, private_key_file
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrSt-1_2"
 
@@ -97,6 +98,14 @@ def test_hub_keys_are_found_wherever_the_user_keeps_them(
     kept = {folder.parent, home / ".agenthub", places["named"], home / ".agenthub_creds",
             home / ".agenthub_creds.before"}  # fmt: skip
     assert kept <= set(sandbox.secret_places())  # no run sees one of them
+
+
+def test_the_key_that_signs_records_is_found(home: Path) -> None:
+    signer = own_signer()
+    assert signer is not None
+    text = private_key_file().read_text()
+    assert find_secret(f"look: {text}") == "the key that signs this fleet's records"
+    assert find_secret(signer.key_id) is None
 
 
 def test_what_looks_like_a_hub_key_is_one_whosesoever_it_is() -> None:

@@ -227,7 +227,7 @@ def edited_ledger(searched: Searched) -> None:
         (appended_decision, "decisions.jsonl line 4 is signed by no key"),
         (appended_link, "decisions.jsonl line 4 is signed by no key"),
         (deleted_decision, "decisions.jsonl lacks 1 decision before line 2: deleted"),
-        (deleted_last_decision, "decisions.jsonl has 2 lines, and 3 were anchored: 1 were deleted"),
+        (deleted_last_decision, "decisions.jsonl lacks its last 1 decision: 3 lines were anchored"),
         (deleted_anchor, f"{ANCHOR} is gone"),
         (copied_run, f"h-t-0003-1: attestation.json is of experiment {KEEP}: it was copied"),
         (handmade_run, "h-t-0003-1: attestation.json is missing: no collector vouches"),
@@ -308,7 +308,7 @@ def test_a_keep_of_an_edited_run_waits_for_a_person_and_the_rest_is_decided(
 def test_a_broken_chain_parks_every_keep_until_a_person_accepts_it(searched: Searched) -> None:
     deleted_last_decision(searched)
     answer = searched("run-experiment", "--set", "RATE=0.25", "--decide")
-    assert "decisions.jsonl has 2 lines, and 3 were anchored" in answer.stderr, answer
+    assert "decisions.jsonl lacks its last 1 decision" in answer.stderr, answer
     assert searched("verify", "--accept").returncode == 0
     assert searched("decide").returncode == 0
     assert searched.findings() == []
