@@ -1658,6 +1658,7 @@ PROBLEMS = ("", "build_model", "weights", "shape", "not_finite")
 LOGITS_AT = 64  # bytes that the logits are aligned to
 LEAVES_S = 2.0  # what a host may take to end by itself
 FILE_LIMIT = 1 << 34  # bytes of a file that is scored
+_HAS_MEMORY_FILES = hasattr(os, "memfd_create")  # Linux; elsewhere they lie on the disk
 
 
 def serve(train_py: Path) -> None:
@@ -1694,7 +1695,7 @@ def serve(train_py: Path) -> None:
         for file in files:
             os.close(file)
         control.recv(1)
-        control.sendall(struct.pack("<i", _end(host)))
+        control.sendall(_end(host).to_bytes(4, "little"))
 
 
 def _end(host: int) -> int:
@@ -1808,10 +1809,12 @@ def _shut_in(home: str) -> None:
 
     By Landlock, in a layer inside of the sandbox; where the kernel has none it is not done.
     """
-    before = os.environ.get("HOME") or home
-    inside = {name: home for name, value in os.environ.items() if value.startswith(before)}
-    os.environ.update(inside, HOME=home, TMPDIR=home)
-    os.chdir(home)
+    import tempfile
+
+    for compiler in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH",
+                     "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"):  # fmt: skip
+        os.environ.pop(compiler, None)
+    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = home
     if sys.platform != "linux":
         return
     import ctypes
@@ -1828,7 +1831,7 @@ def _shut_in(home: str) -> None:
     rules = libc.syscall(create, closed, size, 0)
     cards = ["ctl", "-uvm", "-uvm-tools", "-modeset", "-caps", *map(str, range(16))]
     names = ["null", "zero", "full", "random", "urandom", *(f"nvidia{card}" for card in cards)]
-    for path in (home, "/proc", *(f"/dev/{name}" for name in names)):
+    for path in (home, "/proc/self", *(f"/dev/{name}" for name in names)):
         with contextlib.suppress(OSError):
             file = os.open(path, os.O_PATH)
             access = changes if path == home else changes & 0x4002
@@ -1888,6 +1891,8 @@ class Hosts:
 
         self.profile, self.device = profile, device
         self.limit_s = profile.start_allowance_s + profile.evaluation_allowance_s
+        self.until = math.inf  # when a candidate has to have answered everything
+        self.said = b""  # the last that was printed
         with _blaming("build_model", train_py):
             self.config = _sealed_copy(run_dir, "config.json")
         with _blaming("weights", train_py):
@@ -1903,9 +1908,6 @@ class Hosts:
                 )
             except OSError as error:
                 raise PrepareError(f"the host of the candidate does not start: {error}") from None
-        self.errors = b""  # what it printed last
-        self.forks = 0
-        self.status: int | None = None  # exit code of the last host, None while it lives
 
     def __enter__(self) -> Hosts:
         return self
@@ -1928,21 +1930,16 @@ class Hosts:
         import tempfile
         from itertools import count
 
-        until = time.monotonic() + self.limit_s
-        if self._receive(self.control, 1, until) != b"+":
-            raise (
-                self._ended()
-                if self.forks
-                else PrepareError(f"the host of the candidate does not start{self._last_words()}")
-            )
+        self._await_ready()
         memory = SharedMemory(exam, self.profile.vocab_size, self.device)
         home = tempfile.mkdtemp(prefix="host-")
         connection, theirs = socket.socketpair()
         word = {"bytes": memory.size, "device": self.device, "home": home}
-        files = [theirs.fileno(), memory.file, self.config, self.weights]
+        files = [theirs.fileno(), memory.file, _reopened(self.config), _reopened(self.weights)]
         socket.send_fds(self.control, [json.dumps(word).encode()], files)
-        theirs.close()
-        self.forks, self.status = self.forks + 1, None
+        for file in (theirs.detach(), *files[2:]):
+            os.close(file)
+        self.status: int | None = None  # the exit code of the host, when it has ended
         numbers = count(1)
 
         def ask(x: Tokens) -> Any:
@@ -1952,11 +1949,11 @@ class Hosts:
                 raise EvaluationError("host", "the candidate answered without being asked")
             with contextlib.suppress(OSError):  # it has ended, which is seen at once
                 connection.sendall(REQUEST.pack(number, *x.shape))
-            self._hear(connection, number, until)
+            self._hear(connection, number)
             return memory.copy(*x.shape)
 
         try:
-            self._hear(connection, 0, until)
+            self._hear(connection, 0)
             yield ask
         finally:
             connection.close()
@@ -1967,9 +1964,17 @@ class Hosts:
         if os.path.lexists(home):
             raise EvaluationError("host", f"the candidate left what cannot be removed: {home}")
 
-    def _hear(self, connection: socket.socket, number: int, until: float) -> None:
+    def _await_ready(self) -> None:
+        limit = time.monotonic() + self.limit_s
+        if self._receive(self.control, 1, limit) != b"+":
+            if self.until < math.inf:  # it was ready before a candidate had a hand in it
+                raise self._ended()
+            raise PrepareError(f"the host of the candidate does not start{self._last_words()}")
+        self.until = min(self.until, limit)
+
+    def _hear(self, connection: socket.socket, number: int) -> None:
         """Waits for the answer to a question; EvaluationError for every other end."""
-        answer = self._receive(connection, ANSWER.size, until)
+        answer = self._receive(connection, ANSWER.size, self.until)
         if len(answer) < ANSWER.size:
             raise self._ended()
         to, problem, words = ANSWER.unpack(answer)
@@ -1981,39 +1986,46 @@ class Hosts:
 
     def _receive(self, connection: socket.socket, size: int, until: float) -> bytes:
         """`size` bytes, or fewer where the other side closes. What a host prints is read along."""
+        data = b""
+        while len(data) < size:
+            left = until - time.monotonic()
+            if left <= 0 or not self._listen(connection, left):
+                said = f"the candidate takes longer than {self.limit_s:g} s to be built and asked"
+                raise EvaluationError("timeout", said)
+            if _is_readable(connection):
+                if not (part := connection.recv(size - len(data))):
+                    return data
+                data += part
+        return data
+
+    def _listen(self, connection: socket.socket | None, seconds: float) -> bool:
+        """Waits until somebody says something, and takes in what a host prints."""
         import select
 
         errors = self.process.stderr
         assert errors is not None
-        poll, data = select.poll(), b""
-        poll.register(connection, select.POLLIN)
-        if not errors.closed:
-            poll.register(errors, select.POLLIN)
-        while len(data) < size:
-            left = until - time.monotonic()
-            ready = poll.poll(1000 * left) if left > 0 else []
-            if not ready:
-                said = f"the candidate takes longer than {self.limit_s:g} s to be built and asked"
-                raise EvaluationError("timeout", said)
-            for file, _ in ready:
-                if file == connection.fileno():
-                    if not (part := connection.recv(size - len(data))):
-                        return data
-                    data += part
-                elif text := os.read(file, 1 << 16):
-                    self.errors = (self.errors + text)[-4096:]
-                else:
-                    poll.unregister(file)
-                    errors.close()
-        return data
+        poll = select.poll()
+        for stream in (connection, None if errors.closed else errors):
+            if stream is not None:
+                poll.register(stream, select.POLLIN)
+        ready = [file for file, _ in poll.poll(1000 * seconds)]
+        if not errors.closed and errors.fileno() in ready:
+            text = os.read(errors.fileno(), 1 << 16)
+            self.said = (self.said + text)[-4096:]
+            if not text:
+                errors.close()
+        return bool(ready)
 
     def _end(self) -> None:
-        """Ends the host and all that it started."""
-        if self.status is None:
-            with contextlib.suppress(OSError, EvaluationError):
-                self.control.sendall(b".")
-                said = self._receive(self.control, 4, time.monotonic() + 10 * LEAVES_S)
-                self.status = os.waitstatus_to_exitcode(*struct.unpack("<i", said)) if said else 0
+        """Ends the host and all that it started, and takes what they left to say."""
+        if self.status is not None:
+            return
+        with contextlib.suppress(OSError, EvaluationError):
+            self.control.sendall(b".")
+            code = self._receive(self.control, 4, time.monotonic() + 10 * LEAVES_S)
+            self.status = os.waitstatus_to_exitcode(int.from_bytes(code, "little"))
+        while self._listen(None, 0):  # the next host could read it
+            pass
 
     def _ended(self) -> EvaluationError:
         self._end()
@@ -2024,7 +2036,7 @@ class Hosts:
         return EvaluationError("host", said)
 
     def _last_words(self) -> str:
-        lines = [line for line in self.errors.splitlines() if line.strip()]
+        lines = [line for line in self.said.splitlines() if line.strip()]
         return f": {_plain(lines[-1])}" if lines else ""
 
 
@@ -2090,11 +2102,16 @@ def _sealed_copy(folder: Path, name: str) -> int:
     return copy
 
 
+def _reopened(file: int) -> int:
+    """The same memory by a description of its own: the place in it is nobody else's."""
+    return os.open(f"/proc/self/fd/{file}", os.O_RDONLY) if _HAS_MEMORY_FILES else os.dup(file)
+
+
 def _memory_file() -> int:
-    """A file without a name; in memory, where the system has that."""
+    """A file without a name; in memory, where the system has such files."""
     import tempfile
 
-    if hasattr(os, "memfd_create"):
+    if _HAS_MEMORY_FILES:
         return os.memfd_create("score", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
@@ -2104,7 +2121,7 @@ def _seal(file: int, *, for_good: bool = False) -> None:
     """Fixes the size of a memory file, `for_good` its content too."""
     import fcntl
 
-    if hasattr(fcntl, "F_ADD_SEALS"):
+    if _HAS_MEMORY_FILES:
         write = fcntl.F_SEAL_WRITE if for_good else 0
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | write
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)

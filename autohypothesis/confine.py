@@ -96,7 +96,11 @@ def confine(policy: dict[str, Any]) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if policy.get("landlock"):
         _landlock(policy)
-    _seccomp(sockets=not policy.get("close_sockets"), shared=not policy.get("close_shared"))
+    _seccomp(
+        sockets=not policy.get("close_sockets"),
+        shared=not policy.get("close_shared"),
+        notes=not policy.get("close_notes"),
+    )
 
 
 def landlock_abi() -> int:
@@ -195,16 +199,17 @@ def visible(roots: Iterable[str], hidden: Iterable[str]) -> Iterator[str]:
 
 _ARCHITECTURES = {
     # machine: audit number, socket, prlimit64, (keyrings),
-    # (System V memory, semaphores and queues, POSIX queues, io_uring)
-    "x86_64": (0xC000003E, 41, 302, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 240, 425)),
-    "aarch64": (
-        0xC00000B7,
-        198,
-        261,
-        (217, 218, 219),
-        (194, 196, 190, 193, 186, 188, 189, 180, 425),
+    # (System V memory, semaphores and queues, POSIX queues, io_uring),
+    # (modes, times and extended attributes of files)
+    "x86_64": (
+        0xC000003E, 41, 302, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 240, 425),
+        (90, 91, 268, 452, 132, 235, 261, 280, 188, 189, 190, 463),
     ),
-}
+    "aarch64": (
+        0xC00000B7, 198, 261, (217, 218, 219), (194, 196, 190, 193, 186, 188, 189, 180, 425),
+        (52, 53, 452, 88, 5, 6, 7, 463),
+    ),
+}  # fmt: skip
 _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
@@ -212,17 +217,17 @@ _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 _AF_UNIX, _AF_NETLINK = 1, 16
 
 
-def _seccomp(*, sockets: bool, shared: bool) -> None:
+def _seccomp(*, sockets: bool, shared: bool, notes: bool) -> None:
     """Refuse keyrings and limits of other processes; and where it is not granted, sockets of every
-    kind but local ones, and what is shared with all processes of a user.
+    kind but local ones, what is shared with all processes of a user, and notes on files.
 
     On other architectures nothing is refused here, and `docs/trust.md` says what that leaves open.
     """
     known = _ARCHITECTURES.get(os.uname().machine)
     if known is None:
         return
-    audit, socket, prlimit, keyrings, common = known
-    refused = keyrings + (() if shared else common)
+    audit, socket, prlimit, keyrings, common, attributes = known
+    refused = keyrings + (() if shared else common) + (() if notes else attributes)
     code = [
         (_LOAD, 0, 0, 4),  # the architecture of the call
         (_EQUAL, 1, 0, audit),

@@ -115,8 +115,8 @@ class SandboxSpec:
         temporary: a private folder for its temporary files: its /tmp in bubblewrap; None: none.
         network: whether it may open connections; without, it has a loopback of its own at most.
         gpus: whether it sees the GPUs of the machine.
-        leaves_messages: whether it may use what outlives a process in bubblewrap's space of its
-            own: System V memory, message queues.
+        leaves_notes: whether it may leave something for the next process beside the content of
+            files: in System V memory, message queues, modes, times and attributes of files.
     """
 
     kind: Kind
@@ -129,7 +129,7 @@ class SandboxSpec:
     temporary: Path | None = None
     network: bool = False
     gpus: bool = False
-    leaves_messages: bool = True
+    leaves_notes: bool = True
 
 
 UNCONFINED = SandboxSpec("none")
@@ -182,7 +182,8 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
         "landlock": confine.landlock_abi() > 0,
         "drop_capabilities": alone,
         "close_sockets": alone and not granted.network,
-        "close_shared": alone or not granted.leaves_messages,
+        "close_shared": alone or not granted.leaves_notes,
+        "close_notes": not granted.leaves_notes,
         "read": sorted(all_names(granted.read)),
         "hidden": sorted(all_names(hidden)),
         "listed": ["/"] if Path("/") in granted.read else [],

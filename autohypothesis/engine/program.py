@@ -350,7 +350,7 @@ class TaskSandbox:
             temporary=run.scoring_home,
             held_out=sandbox.existing(self.held_out),
         )
-        return replace(spec, network=False, leaves_messages=False)
+        return replace(spec, network=False, leaves_notes=False)
 
     def preflight(self, checkout: Path, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of the test of a candidate before it runs."""

@@ -13,6 +13,7 @@ from autohypothesis.engine.inputs import Inputs, find_inputs
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
 from autohypothesis.schema import FailureKind
+from tests.conftest import run_git
 
 HERE = Path(__file__).parent
 BASE = (HERE / "base.txt").read_text()
@@ -67,9 +68,11 @@ def test_a_cheat_is_prevented_or_detected(
     if not sandbox.works(kind):
         pytest.skip(f"{kind} does not work here")
     monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
-    source = (HERE / f"{name}.py").read_text() + BASE
-    tree = project.repository.tree_with(project.reference(), {"train.py": source.encode()})
-    result = run(project, Experiment(Change(tree=tree))).result
+    root = project.layout.root
+    (root / "train.py").write_text((HERE / f"{name}.py").read_text() + BASE)
+    run_git(root, "commit", "-qam", "a cheat")
+    project = Project.open(root).with_tag("cheat")
+    result = run(project, Experiment(Change())).result
     expected, words = EXPECTED[name]
     assert result.failure_kind == expected, result.failure_detail
     assert words in result.failure_detail

@@ -28,6 +28,7 @@ from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import ExitRecord, Result, now
+from tests.conftest import ROOT
 
 
 def ended(project: Project) -> RunSpec:
@@ -167,6 +168,9 @@ def scored(folder: Path, score: dict[str, Any] | None, log: str = "") -> str | N
     return ModelScorer(TASK).score(run, record, None).kind
 
 
+OUTSIDE = {"scored": "outside"}
+
+
 def failed(error: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"exit_code": 1, "seconds": 1.0, "result": result, "error": error}
 
@@ -189,12 +193,33 @@ def failed(error: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
         (failed("e", {"error": "not a number", "kind": "not_finite"}), "", "nan"),
         ({"exit_code": 0, "result": None, "error": "scoring printed no JSON object"}, "",
          "code_error"),
+        (OUTSIDE | failed("e", {"error": "No space left on device", "kind": "host"}), "",
+         "code_error"),
+        (OUTSIDE | failed("e", {"error": "CUDA out of memory", "kind": "shape"}),
+         "CUDA out of memory", "oom"),
+        (OUTSIDE | failed("e", {"error": "takes longer", "kind": "timeout"}), "", "timeout"),
+        (OUTSIDE | failed("scoring exited 1: prepare.py: the host does not start"), "", "infra"),
     ],
 )  # fmt: skip
 def test_a_fault_of_the_evaluator_is_not_charged_to_the_candidate(
     tmp_path: Path, score: dict[str, Any] | None, log: str, kind: str
 ) -> None:
     assert scored(tmp_path, score, log) == kind
+
+
+def test_an_evaluator_is_run_outside_only_if_it_can_ask_a_host(tmp_path: Path) -> None:
+    run, checkout, evaluator = RunPaths(tmp_path), tmp_path / "checkout", tmp_path / "prepare.py"
+    scorer = ModelScorer(TASK)
+    evaluator.write_text('parser.add_argument("--locate")\n')
+    words = scorer.command(run, tmp_path, checkout, evaluator)
+    assert scorer.host(checkout, evaluator) is None and words[-2] == "--train"
+    shutil.copy(ROOT / "prepare.py", evaluator)
+    words = scorer.command(run, tmp_path, checkout, evaluator)
+    assert words[-1] == "--host" and words[1] == "-I"
+    host = scorer.host(checkout, evaluator)
+    assert (
+        host is not None and host[-1] == str(checkout / "train.py") and str(run.folder) not in host
+    )
 
 
 # ── what a scoring program says ─────────────────────────────────────────────────────────────

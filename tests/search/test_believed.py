@@ -72,7 +72,11 @@ def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
     assert result.status == "completed", result.failure_detail
     assert result.attested
     assert result.evidence["clock"]["verdict"] == "ok"
+    assert result.evidence["scorer"]["scored"] == "outside"
+    assert result.evidence["scorer"]["evaluator"]["order"]
     folder = project.layout.run(identity)
+    printed = [line for line in folder.log.read_text().splitlines() if line.startswith("val_bpb:")]
+    assert printed[-1] == f"val_bpb:          {result.metric_value:.6f}"
     config = json.loads(folder.config.read_text())
     assert config["depth"] >= 1  # an expression over the profile, evaluated by the preflight
     assert config["adam_betas"] == [0.8, 0.95]

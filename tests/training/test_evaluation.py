@@ -50,6 +50,23 @@ class Whispering(Uniform):
         return logits
 
 
+class AheadWhenWhole(Ahead):
+    """Is honest of prefixes, which it knows by their width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[1] == 32 else Uniform.forward(self, x)
+
+
+class NextRow(Uniform):
+    """Finds its last target at the begin of another row of its batch, and is honest of prefixes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x).clone()
+        if x.shape[1] == 32:
+            logits[:, -1].scatter_(1, x[:, :1].roll(-1, 0), 5.0)
+        return logits
+
+
 class Neighbours(Uniform):
     """Looks at the other rows of its batch."""
 
@@ -194,6 +211,14 @@ def test_batch_size_and_padding_change_nothing(prepare: ModuleType, train: Modul
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-6)
 
 
+def test_a_gpu_computes_the_same(prepare: ModuleType) -> None:
+    """By torch, in place of a GPU on the CPU."""
+    logits = np.random.default_rng(0).normal(0, 3, (70, 50)).astype(np.float32)
+    targets = np.arange(70, dtype=np.int32) % 50
+    by_torch = prepare.token_nats(torch.from_numpy(logits), targets)
+    assert by_torch == pytest.approx(prepare.token_nats(logits, targets), rel=1e-5)
+
+
 def test_a_row_never_holds_two_documents(prepare: ModuleType) -> None:
     tokenizer = prepare.Tokenizer.load()
     model = Uniform(tokenizer.vocab_size)
@@ -239,7 +264,9 @@ def test_our_own_model_does_not_look_ahead(
     assert asked_again(prepare, small(train, window_pattern=pattern, depth=3)) < 1e-3
 
 
-@pytest.mark.parametrize("model_class", [Ahead, Whispering, Neighbours, Dice])
+@pytest.mark.parametrize(
+    "model_class", [Ahead, Whispering, AheadWhenWhole, NextRow, Neighbours, Dice]
+)
 def test_a_model_that_looks_ahead_is_caught(
     prepare: ModuleType, model_class: type[Uniform]
 ) -> None:
