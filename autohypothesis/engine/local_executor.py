@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from autohypothesis.engine.environment import (
 from autohypothesis.engine.experiment import Executor, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.program import TaskSandbox, link_home, sandbox_kind
-from autohypothesis.engine.scoring import scorer_for
+from autohypothesis.engine.scoring import order_of, scorer_for
 from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
 from autohypothesis.engine.task import (
     data_hash_with,
@@ -74,6 +74,8 @@ class RunSetup:
     temporary: Path
     """A folder of its own in the system's temporary folder, where paths are short enough for
     sockets; removed when the run is collected."""
+    order: str = ""
+    """That of a score which is repeated; empty for a new one."""
 
     @property
     def checkout(self) -> Path:
@@ -128,12 +130,8 @@ class RunSetup:
 
     def score_command(self, root: Path, training: Mapping[str, str]) -> ScoreCommand | None:
         """Return what scores the run; `training` is the environment of the training."""
-        task, run, sandbox, scorer = (
-            self.spec.task,
-            self.run,
-            self.sandbox,
-            scorer_for(self.spec.task),
-        )
+        task, run, sandbox = self.spec.task, self.run, self.sandbox
+        scorer = scorer_for(task, self.order)
         words = scorer.command(run, root, self.checkout, self.evaluator)
         if words is None:
             return None
@@ -244,6 +242,7 @@ class LocalExecutor(Executor):
             evaluator = export.evaluator(spec.commit, spec.task)
             with devices.choosing(spec.experiment_id):
                 setup = self._setup(spec, run, files, inputs, nothing, evaluator)
+                setup = replace(setup, order=order_of(read_object(first.exit)))
                 temporary = setup.temporary
                 for folder in (run.folder, run.out, run.home, run.scoring_home):
                     folder.mkdir(parents=True)

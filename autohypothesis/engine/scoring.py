@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.experiment import RunSpec
-from autohypothesis.engine.failures import classify, infra_reason
+from autohypothesis.engine.failures import classify, infra_reason, part_of
 from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
 from autohypothesis.engine.metric_lines import find_metrics, is_likely_objective
 from autohypothesis.engine.shim import FOREIGN_DEADLINE_S, SCORING_TIMED_OUT
@@ -88,11 +88,17 @@ class Scorer(Protocol):
         """Return the answer, from what is on disk when training and scoring have ended."""
 
 
-def scorer_for(task: Task) -> Scorer:
-    """Return the scorer that `task` asks for."""
+def scorer_for(task: Task, order: str = "") -> Scorer:
+    """Return the scorer that `task` asks for; `order` is that of a score to be repeated."""
     if task.scorer.type == "model":
-        return ModelScorer(task)
+        return ModelScorer(task, order)
     return CommandScorer(task) if task.scorer.type == "command" else LogScorer(task)
+
+
+def order_of(exit: Mapping[str, Any]) -> str:
+    """Return the order of the rows that a run was scored in, by its exit record, or ""."""
+    result = part_of(part_of(exit, "score"), "result")
+    return str(result.get("order") or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,8 @@ class ModelScorer(Scorer):
     is of an earlier version, or of the user's, and imports that code itself."""
 
     task: Task
+    order: str = ""
+    """Of the rows, as the evaluator reported it; empty: it draws one."""
 
     def command(
         self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
@@ -237,7 +245,8 @@ class ModelScorer(Scorer):
         if self.host(checkout, evaluator) is None:
             return (sys.executable, str(evaluator), "--score", str(run.folder), *candidate)
         words = (sys.executable, "-I", str(evaluator), "--score", str(run.folder))
-        return (*words, *candidate, "--host")
+        order = ("--order", self.order) if self.order else ()
+        return (*words, *candidate, *order, "--host")
 
     def host(self, checkout: Path, evaluator: Path | None) -> tuple[str, ...] | None:
         if evaluator is None or not has_option(evaluator, HOST_OPTION):
