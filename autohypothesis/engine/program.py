@@ -423,8 +423,10 @@ class TaskSandbox:
         )
 
     def _hidden(self) -> tuple[Path, ...]:
-        root = self.repository.root
-        ours = (self.layout.research, self.repository.common_dir, *root.glob(".env*"))
+        root, research = self.repository.root, self.layout.research
+        # A link in it leads to another disk, which is shown.
+        linked = (path for path in research.glob("*") if path.is_symlink())
+        ours = (research, *linked, self.repository.common_dir, *root.glob(".env*"))
         return (*sandbox.existing(ours), *sandbox.secret_places())
 
     def _shown_data(self, hidden: tuple[Path, ...]) -> tuple[Path, ...]:

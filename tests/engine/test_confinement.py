@@ -305,6 +305,32 @@ for place in {[str(place) for place in places]!r}:
     assert len(came) == 3 and set(came.values()) <= {"FileNotFoundError", "PermissionError"}
 
 
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A folder of another disk: not below the /tmp that a run does not see."""
+    with tempfile.TemporaryDirectory(prefix=".disk-", dir=ROOT) as name:
+        yield Path(name)
+
+
+@pytest.mark.usefixtures("sandboxed")
+@pytest.mark.parametrize("linked", ["research", "research/runs"])
+def test_records_on_another_disk_behind_a_link_are_as_far_from_a_run_as_here(
+    foreign: Path, disk: Path, linked: str
+) -> None:
+    (foreign / linked).parent.mkdir(exist_ok=True)
+    (foreign / linked).symlink_to(disk)
+    neighbour = attack(foreign, "", tag="first").run
+    names = [neighbour.result, Path(os.path.realpath(neighbour.result))]
+    before = _contents(neighbour.folder)
+    code = f"for n in {list(map(str, names))}:\n    attempt(n, lambda: open(n).read())\n"
+    code += writes(*(f"pathlib.Path({str(name)!r})" for name in names))
+    ran = attack(foreign, code)
+    assert ran.result.status == "completed", ran.result
+    assert len(ran.came) == 14 and not succeeded(ran.came)
+    assert {ran.came[str(name)] for name in names} <= {"FileNotFoundError", "PermissionError"}
+    assert _contents(neighbour.folder) == before
+
+
 STRICT = """
 id: strict
 artifacts: [train.py]
