@@ -34,7 +34,7 @@ from autohypothesis.commands.common import (
     tell_limits,
     telling_what_runs_lack,
 )
-from autohypothesis.errors import LeaseError
+from autohypothesis.errors import LaunchError, LeaseError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -63,13 +63,14 @@ def up(
     """Start the fleet: observer, workers and tool-builder; without limits until it is stopped.
 
     Where there is none yet it is made first, on all devices: `setup`, then `init-fleet`; each step
-    is said in a line. The baseline is the first run of a new search. A program that proposes is
-    asked once before the start, and what comes is shown.
+    is said in a line. Data that is gone is prepared again. The baseline is the first run of a new
+    search. A program that proposes is asked once before the start, and what comes is shown.
 
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.commands.init import fleet_from_nothing, refuse_other_devices
-    from autohypothesis.engine.inputs import locate_inputs
+    from autohypothesis.commands.setup import prepare_data
+    from autohypothesis.engine.inputs import find_inputs, locate_inputs
     from autohypothesis.engine.verify import findings_in_keeps
     from autohypothesis.fleet.roster.roster import FleetOptions
     from autohypothesis.fleet.supervisor import process_specs
@@ -94,8 +95,10 @@ def up(
         project = open_project(repo)
     else:
         refuse_other_devices(manifest, gpus, cpu_workers)
-        # Raises where the data is gone: no run could begin, and every idea would wait in vain.
-        locate_inputs(project.task, layout.root, layout.root, os.environ)
+        if isinstance(find_inputs(project.task, layout.root), LaunchError):
+            prepare_data(project)
+            # Raises where that is other data: no run could begin, every idea would wait in vain.
+            locate_inputs(project.task, layout.root, layout.root, os.environ)
     with telling_what_runs_lack(project):
         missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():

@@ -691,7 +691,7 @@ def test_the_baseline_of_a_cpu_worker_runs_on_its_slot_where_there_are_gpus(
     assert metadata.run.gpu_id == worker.device
 
 
-def test_bootstrap_prepares_data_that_is_not_there(
+def test_bootstrap_prepares_data_that_is_not_there_and_up_what_is_gone(
     cli: Cli, foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "every_check", lambda path: [])
@@ -714,3 +714,10 @@ def test_bootstrap_prepares_data_that_is_not_there(
     assert answer.returncode == 0, answer.stderr
     document = json.loads(answer.stdout)
     assert document["inputs"] == {"DATA": str(foreign / "data")}
+    data, had_data = foreign / "data", list[bool]()
+    data.rmdir()
+    monkeypatch.setattr(
+        "autohypothesis.commands.fleet.bring_up", lambda *_: had_data.append(data.is_dir())
+    )
+    again = cli("up", "--max-runs", "1")
+    assert again.returncode == 0 and had_data == [True], again.stderr
