@@ -755,10 +755,12 @@ class Leaderboard(Tolerant):
     total_runs: int
     """Of the tag, whatever became of them."""
     decided_runs: int
-    """Kept, discarded or crashed: repeats, and what was lost or cancelled, are not among them."""
+    """Kept, discarded or crashed: repeats, and what was lost, cancelled or nothing new, are not
+    among them."""
     outcomes: dict[str, int] = {}
-    """keep, discard, crash, replicate, lost (a crash by a fault of the machine), cancelled,
-    undecided, damaged -> number."""
+    """keep, discard, crash, replicate, nothing_new (the files were as in a run before, and are
+    not judged), lost (a crash by a fault of the machine), cancelled, undecided, damaged ->
+    number."""
     active_workers: int
     best_run: dict[str, Any] | None
     baseline: Number = None

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 
 DAMAGED = "damaged"
-WORDS = (*DECIDED, "replicate", "lost", "cancelled", "undecided", DAMAGED)
+NOTHING_NEW = "nothing_new"
+"""A failure: the change left the files as a run had them before, so that nothing was judged."""
+WORDS = (*DECIDED, "replicate", NOTHING_NEW, "lost", "cancelled", "undecided", DAMAGED)
 """Every experiment is counted under one of these; the first three alone make rates."""
 
 
@@ -72,7 +74,9 @@ def counted_as(
         return shown
     if not is_decided or shown not in WORDS:
         return "undecided"
-    return "replicate" if shown in DECIDED and replicates is not None else shown
+    if shown in DECIDED and (replicates is not None or failure_kind == NOTHING_NEW):
+        return "replicate" if replicates is not None else NOTHING_NEW
+    return shown
 
 
 def counts_line(outcomes: Mapping[str, int]) -> str:

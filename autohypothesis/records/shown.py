@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from autohypothesis.plain import table_text
 from autohypothesis.records.bundles import Damage
-from autohypothesis.records.outcomes import DAMAGED, counted_as, shown_as
+from autohypothesis.records.outcomes import DAMAGED, counted_as
 from autohypothesis.records.rows import DECIDED, Facts, Placement
 
 
@@ -48,8 +48,7 @@ def shown_of(facts: Facts, placement: Placement | None, wrong: Sequence[Damage])
         )  # fmt: skip
         fixed, value = placement.fixed, placement.metric_value
         is_baseline = is_baseline or fixed.get("reason") == "baseline"
-        says_nothing = replicates is not None or kind == "nothing_new"
-        if shown_as(status, kind) in DECIDED and not says_nothing:
+        if counted_as(status, kind, replicates, is_decided=True) in DECIDED:
             line = _tsv_line(facts, placement)
         if status == "keep" and value is not None:
             platform = fixed.get("platform_key") or facts.platform_key

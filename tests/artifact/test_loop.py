@@ -115,6 +115,8 @@ def test_a_round_is_decided_best_first_whoever_ends_last(letters: Letters) -> No
     assert again["iteration_id"].startswith(other["iteration_id"].rsplit("-", 1)[0])
     assert (again["status"], again["candidate_score"]) == ("keep", 5)
     assert again["description"] == other["description"]
+    told = json.loads(letters("digest", "--json").stdout)["proposers"]
+    assert [(each["proposer"], each["kept"]) for each in told] == [("mutator", 2)]
 
 
 def test_two_of_a_round_that_touch_the_same_lines_are_not_tried_for_ever(letters: Letters) -> None:

@@ -20,8 +20,9 @@ from autohypothesis.schema import Row
 from autohypothesis.terminal.experiments import results_page, runs_table
 from autohypothesis.terminal.fleet import digest_page, status_page
 
-COUNTED = {"keep": 2, "discard": 1, "crash": 1, "lost": 1, "cancelled": 3, "undecided": 1}
-LINE = "4: 2 keep, 1 discard, 1 crash; 1 lost, 3 cancelled, 1 undecided"
+COUNTED = {"keep": 2, "discard": 1, "crash": 1, "nothing_new": 1, "lost": 1, "cancelled": 3,
+           "undecided": 1}  # fmt: skip
+LINE = "4: 2 keep, 1 discard, 1 crash; 1 nothing_new, 1 lost, 3 cancelled, 1 undecided"
 
 
 def test_every_page_counts_the_same_experiments_under_the_same_words(
@@ -32,6 +33,7 @@ def test_every_page_counts_the_same_experiments_under_the_same_words(
     fleet.ran("h-nov20-0002", "discard", 1.6, reference=1.4)
     fleet.ran("h-nov20-0003", "crash", kind="oom")
     fleet.ran("h-nov20-0004", "crash", kind="infra")
+    fleet.ran("h-nov20-0009", "discard", kind="nothing_new")
     for name in ("h-nov20-0005", "h-nov20-0006"):
         fleet.ran(name, "cancelled", kind="cancelled")
     fleet.bundle("h-nov20-0007-1", None, tag="nov20", status="failed", failure_kind="cancelled")
@@ -72,7 +74,7 @@ statuses = st.sampled_from(
     ["keep", "discard", "crash", "replicate", "cancelled", "failed", "running", "planned",
      "damaged", "artifact_invalid", "completed"]
 )  # fmt: skip
-kinds = st.sampled_from([None, "oom", "infra", "contended", "cancelled"])
+kinds = st.sampled_from([None, "oom", "nothing_new", "infra", "contended", "cancelled"])
 ledgers = st.lists(
     st.builds(
         lambda status, kind, ordinal, repeats: Row(

@@ -31,6 +31,7 @@ from autohypothesis.records.comparison import comparison_of, fixed, is_near_miss
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outcomes import NOTHING_NEW, word_of
 from autohypothesis.records.outputs import DerivedFile
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
 from autohypothesis.schema import (
@@ -302,6 +303,7 @@ def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[F
         confirmation, runs = str(row.get("confirmation") or "none"), len(seeds.get(name, {}))
         if confirmation == "none":
             confirmation = f"{runs} runs" if runs > 1 else "one run"
+            confirmation = "not judged" if word_of(row) == NOTHING_NEW else confirmation
         yield Finding(
             finding_id=f"f-{name}"[:63],
             title=cut(str(row.get("description") or name), TITLE),
@@ -373,6 +375,8 @@ def _implication(row: Row) -> str:
         return f"a person's {status}, whatever its score"
     if status == "crash":
         return f"fails ({row.get('failure_kind') or 'unknown'})"
+    if word_of(row) == NOTHING_NEW:
+        return f"not judged ({row.get('outcome') or 'nothing new'})"
     compared = comparison_of(row)
     if is_near_miss(row) and compared is not None:
         return f"near miss ({compared.near_miss})"

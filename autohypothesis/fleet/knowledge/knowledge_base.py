@@ -26,8 +26,7 @@ from autohypothesis.records.files import load, read_bytes, write_atomic, write_j
 from autohypothesis.records.history import DecisionHistory, is_lost
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.outcomes import shown_as
-from autohypothesis.records.rows import NOT_EVIDENCE
+from autohypothesis.records.outcomes import counted_as, shown_as, tally
 from autohypothesis.schema import (
     Decision,
     Finding,
@@ -199,12 +198,14 @@ class KnowledgeReport:
 
     def _meta(self, decided: Sequence[Decision]) -> dict[str, Any]:
         changes = [each for each in decided if each.base_commit]
-        kept = sum(each.decision_status == "keep" for each in changes)
-        counted = sum(each.reason not in NOT_EVIDENCE for each in changes)
+        counts = tally(
+            (counted_as(each.decision_status, each.reason, None, is_decided=True), False)
+            for each in changes
+        )
         return {
             "experiments": len(decided),
-            "changes_kept": kept,
-            "keep_rate": round(kept / counted, 4) if counted else None,
+            "changes_kept": counts.outcomes.get("keep", 0),
+            "keep_rate": None if counts.keep_rate is None else round(counts.keep_rate, 4),
             "reasons": dict(Counter(each.reason for each in changes).most_common(20)),
             "proposers": self._proposers(changes),
         }

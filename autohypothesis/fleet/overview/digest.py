@@ -334,7 +334,12 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
         plan = load_or_none(Plan, layout.plan(str(row["id"])))
         planned = plan.hypothesis.prediction if plan else None
         prediction = None if isinstance(planned, str) else planned
-    proposer = (hypothesis.proposer if hypothesis else "") or "by hand"
+    if hypothesis is not None:
+        proposer = hypothesis.proposer or "by hand"
+    else:  # a change that is run again is a patch; its first plan says who made it
+        first = load_or_none(Plan, layout.plan(f"{name}-1")) if ID.fullmatch(name) else None
+        is_mutated = first is not None and first.hypothesis.instructions is not None
+        proposer = "mutator" if is_mutated else "by hand"
     return proposer, prediction.delta if prediction else None
 
 
