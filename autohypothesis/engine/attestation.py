@@ -22,7 +22,6 @@ from autohypothesis.engine.task import canonical_hash
 from autohypothesis.errors import RecordError, SignatureError
 from autohypothesis.records.files import (
     JSON_LIMIT,
-    load,
     load_or_none,
     opened,
     read_bytes,
@@ -32,7 +31,7 @@ from autohypothesis.records.files import (
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.signing import Keys, open_envelope, own_signer, sealed_envelope
-from autohypothesis.schema import Metadata, Result
+from autohypothesis.schema import Metadata, Result, now
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -120,7 +119,9 @@ def _predicate(
     repository: Repository, run: RunPaths, before: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return what the record knows of a run; what it does not know is absent."""
-    metadata, record = load(Metadata, run.metadata), read_object(run.exit)
+    # A run without a sandbox may have damaged what was written before it.
+    metadata = load_or_none(Metadata, run.metadata) or Metadata(recorded_at=now())
+    record = read_object(run.exit)
     spec = load_or_none(RunSpec, run.run_spec)
     identity, runtime = metadata.run, metadata.runtime
     score = record.get("score") or {}
