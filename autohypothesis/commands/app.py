@@ -118,7 +118,7 @@ Gpus = Annotated[
     Option(
         "--gpus",
         metavar="LIST",
-        help="Indices or UUIDs, 0,1 for two, 0:1 for a MIG device; default: all.",
+        help="Indices or UUIDs, 0,1 for two, 0:1 for a MIG device, or all; default: all.",
     ),
 ]
 CpuWorkers = Annotated[

@@ -34,7 +34,8 @@ def test_indices_become_uuids() -> None:
     assert (one.worker_id, one.gpu_id, one.kind) == ("gpu1", "1", "cuda")
     assert one.device.startswith("GPU-1111aaaa") and seven.device.startswith("GPU-7777aaaa")
     assert choose("GPU-7777aaaa,1") == choose("1,7"), "an index, a UUID or the beginning of one"
-    assert len(choose()[0]) == 8
+    assert len(choose()[0]) == 8 and choose("all") == choose("ALL ") == choose()
+    assert choose("all", cpu_workers=1)[0] == [*choose()[0], *choose(cpu_workers=1)[0]]
     with pytest.raises(UsageError, match="GPU 1 twice"):
         choose("1,GPU-1111")
 
@@ -52,7 +53,7 @@ def test_nothing_outside_an_inherited_mask_is_taken(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
     assert [one.worker_id for one in choose()[0]] == ["gpu1", "gpu3"]
-    assert [one.worker_id for one in choose("3")[0]] == ["gpu3"]
+    assert [one.worker_id for one in choose("3")[0]] == ["gpu3"] and choose("all") == choose()
     with pytest.raises(UsageError, match=r"GPU-0000aaaa.* is outside CUDA_VISIBLE_DEVICES"):
         choose("0")
 
@@ -86,6 +87,8 @@ def test_gpus_that_somebody_has_hidden_stay_hidden(monkeypatch: pytest.MonkeyPat
     workers, notes = choose()
     assert [one.worker_id for one in workers] == ["cpu0", "cpu1"]
     assert "hides every GPU" in notes[0]
+    with pytest.raises(UsageError, match=r"--gpus all: .*hides every GPU"):
+        choose("all")
 
 
 def test_without_a_driver_named_gpus_are_prepared_and_the_others_are_cores(

@@ -55,24 +55,28 @@ def choose(
     """Return workers and notes for `--gpus` and `--cpu-workers`, each as typed; None: not given.
 
     With neither, all GPUs inside the inherited mask; on a machine without any NVIDIA device one
-    slot per physical core. A worker has no device yet where no driver answers.
+    slot per physical core. `all` GPUs are those as well, and never slots. A worker has no device
+    yet where no driver answers.
 
     Raises:
-        UsageError: an id is malformed, unknown, named twice or outside the mask.
+        UsageError: an id is malformed, unknown, named twice or outside the mask; `all` are none.
         LeaseError: there is a GPU and its driver does not answer, and none was named.
     """
     slots = _cpu_workers(cpu_workers) if cpu_workers is not None else []
-    if gpus is not None:
+    is_all = (gpus or "").strip().lower() == "all"
+    if gpus is not None and not is_all:
         named, notes = _named_gpus(_words(gpus))
         return [*named, *slots], notes
-    if slots:
+    if slots and not is_all:
         return slots, []
-    if cpu_workers is not None:
+    if cpu_workers is not None and not is_all:
         raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
     found, why_none = usable_gpus()
     if found:
         in_order = sorted(found, key=lambda gpu: (gpu.index, gpu.mig or 0))
-        return [_gpu_worker(gpu) for gpu in in_order], []
+        return [*map(_gpu_worker, in_order), *slots], []
+    if is_all:
+        raise UsageError(f"--gpus all: {why_none}", hint="train on cores: --cpu-workers N")
     try:
         engine.best_kind()
     except LeaseError as error:
