@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from autohypothesis.records.comparison import DELTA, cell_of
 from autohypothesis.terminal.experiments import near_misses_text
 from autohypothesis.terminal.parts import (
     FIXED,
+    GAP,
     SHORTENED,
     Cell,
     TextTable,
@@ -153,7 +155,7 @@ def state_text(state: str) -> Text:
     return Text(plain_line(state), style, no_wrap=True)
 
 
-def roles_table(roles: Iterable[RoleView], *, apart: bool = False) -> Table:
+def roles_table(roles: Iterable[RoleView], *, apart: bool = False) -> ProcessTable:
     """Return supervisor, observer and tool-builder, a line each.
 
     Args:
@@ -165,10 +167,10 @@ def roles_table(roles: Iterable[RoleView], *, apart: bool = False) -> Table:
          Text("" if role.age_s is None else f"{duration(role.age_s)} ago", "bright_black"))
         for role in roles
     ]  # fmt: skip
-    return _process_grid(rows, 0 if apart else BAR + 6)
+    return ProcessTable(rows, 0 if apart else BAR + 6)
 
 
-def _workers_table(workers: Sequence[WorkerView]) -> Table:
+def _workers_table(workers: Sequence[WorkerView]) -> ProcessTable:
     """Return a line for each worker: what it does, and how far it is."""
     rows = []
     for worker in workers:
@@ -178,18 +180,31 @@ def _workers_table(workers: Sequence[WorkerView]) -> Table:
              "" if worker.state in QUIET else words,
              progress_bar(worker.progress) if worker.alive and worker.experiment_id else "")
         )  # fmt: skip
-    return _process_grid(rows, BAR + 6)
+    return ProcessTable(rows, BAR + 6)
 
 
-def _process_grid(rows: Iterable[Sequence[Cell]], last: int) -> Table:
-    """Return columns as wide in one table as in the next, so that they stand under each other."""
-    return grid(
-        rows,
-        {**FIXED, "min_width": 14, "max_width": 24, "overflow": "ellipsis"},
-        {**FIXED, "min_width": 11},
-        SHORTENED,
-        {**FIXED, "justify": "right", "min_width": last},
-    )
+@dataclass
+class ProcessTable:
+    """Columns as wide in one table as in the next, so that they stand under each other.
+
+    A screen that is too narrow for that cuts cells.
+    """
+
+    rows: Sequence[Sequence[Cell]]
+    last: int
+    """Characters of the last column."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least = (14, 11, self.last)
+        has_room = sum(least) + 3 * GAP < options.max_width
+        name, state, last = least if has_room else (0, 0, 0)
+        yield grid(
+            self.rows,
+            {**FIXED, "min_width": name, "max_width": 24, "overflow": "ellipsis"},
+            {**FIXED, "min_width": state},
+            SHORTENED,
+            {**FIXED, "justify": "right", "min_width": last},
+        )
 
 
 def progress_bar(progress: float | None) -> Text:

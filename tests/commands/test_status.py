@@ -409,6 +409,19 @@ def test_ids_states_and_commands_are_whole_on_a_narrow_screen(
         assert word in text
 
 
+def test_on_a_very_narrow_screen_what_is_cut_of_a_process_ends_in_an_ellipsis(
+    fleet: Any, page: Any
+) -> None:
+    fleet.role("supervisor", last_action="a long sentence " * 20)
+    fleet.beat("cpu0", title="a long title " * 20)
+    view = overview(fleet.layout)
+    for width in range(24, 60):
+        lines = [line.rstrip() for line in page(status_page(view), width).splitlines()]
+        assert all(len(line) <= width for line in lines)
+        supervisor, worker = (line for line in lines if line.startswith("●"))
+        assert supervisor.endswith((" ago", "…")) and worker.endswith((" 62 %", "…"))
+
+
 def test_another_search_is_shown_by_its_tag(cli: Cli) -> None:
     assert cli("run-experiment", "--baseline", "--decide", "--tag", "one").returncode == 0
     assert cli("init-fleet", "--tag", "two", "--cpu-workers", "1").returncode == 0
