@@ -24,6 +24,7 @@ from pydantic_core import from_json
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment
+from autohypothesis.engine.metric_lines import without_escapes
 from autohypothesis.errors import ProposerError, UsageError, faults_in
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.plain import plain_line, templates
@@ -244,9 +245,11 @@ def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
     """Return the hypotheses in `text`, and the lines that are none.
 
     JSON lines, a line with a list of them, or JSON over several lines, with words before and
-    behind; fences of Markdown are skipped. None instead of an empty list: the text is empty.
+    behind; fences of Markdown, colours and marks of byte order are skipped. None instead of an
+    empty list: the text is empty.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [without_escapes(line).lstrip("\ufeff") for line in text.splitlines()]
+    lines = [line for line in lines if line.strip()]
     lines = [line for line in lines if not line.lstrip().startswith("```")]
     if not lines:
         return None, []

@@ -332,6 +332,9 @@ LINE = '{"title": "a", "config_overrides": {"DEPTH": 2}}'
         f"\n\n  {LINE}  \r\n",
         f"[{LINE}]",
         json.dumps(json.loads(LINE), indent=2),
+        f"\ufeff{LINE}\r\n",
+        f"\x1b[32m{LINE}\x1b[0m",
+        f"\x1b[1m```json\x1b[0m\n{json.dumps(json.loads(LINE), indent=2)}\n\x1b[K```",
         f"```\n{json.dumps([json.loads(LINE)], indent=2)}\n```",
     ],
 )
