@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from autohypothesis.errors import (
     GitError,
     LaunchError,
     LeaseError,
+    RecordError,
     UnsupportedSystemError,
 )
 
@@ -348,12 +350,22 @@ def _charter(project: Project) -> Iterator[Check]:
 
 
 def _records(project: Project) -> Iterator[Check]:
-    """Name what the last sync could not use, a line for each kind."""
+    """Name a damaged manifest, and what the last sync could not use, a line for each kind."""
+    from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.plain import plain_line
     from autohypothesis.records.files import read_object
     from autohypothesis.records.problems import LIMIT, entries_in, problem_lines
 
-    for line in problem_lines(entries_in(read_object(project.layout.problems, LIMIT))):
+    layout = project.layout
+    try:
+        read_manifest(layout)
+    except RecordError as error:
+        aside = shlex.join(["mv", str(layout.manifest), f"{layout.manifest}.damaged"])
+        again = f"python orchestrator.py init-fleet --tag {project.active()}"
+        yield Check("manifest", "missing", plain_line(error.problem), f"{aside} && {again}")
+    manifest = str(layout.manifest.relative_to(layout.root))
+    found = entries_in(read_object(layout.problems, LIMIT))
+    for line in problem_lines(each for each in found if each.path != manifest):
         yield Check("records", "warning", plain_line(line), "python orchestrator.py sync")
 
 

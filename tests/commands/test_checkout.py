@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,21 @@ def test_doctor_has_a_line_and_a_fix_for_each_thing_that_is_missing(
     assert "frozn" in lines["warning  steering"] and "prune" in lines["warning  disk"]
     wrong = {name: line for name, line in lines.items() if not name.startswith("     ok")}
     assert all("; " in line for line in wrong.values()), wrong
+
+
+def test_doctor_names_a_damaged_manifest_with_the_command_that_mends_it(
+    cli: Cli, foreign: Path
+) -> None:
+    made = ("init-fleet", "--tag", "t", "--cpu-workers", "1")
+    assert cli(*made).returncode == 0
+    manifest = Layout(foreign).manifest
+    manifest.write_text('{"tag": "t", "workers": "x"}')
+    cli("sync")
+    answer = cli("doctor", "--json")
+    named = [one for one in json.loads(answer.stdout)["checks"] if "manifest" in one["detail"]]
+    assert answer.returncode == 1 and [one["name"] for one in named] == ["manifest"]
+    aside, mended = named[0]["hint"].split(" && ")
+    assert mended == "python orchestrator.py init-fleet --tag t"
+    subprocess.run(aside, shell=True, check=True)
+    assert cli(*shlex.split(mended)[2:]).returncode == 0
+    assert '"manifest"' not in cli("doctor", "--json").stdout
