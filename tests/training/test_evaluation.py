@@ -307,3 +307,6 @@ def test_no_full_row_is_shown_before_the_last_questions(prepare: ModuleType, win
     ]
     last = full.index(True)
     assert sum(full[last:]) >= len(full[last:]) / 2 and last > len(full) / 2
+    spliced = [x for x in again.shown[:last] if x.shape[1] == prepare.MAX_SEQ_LEN]
+    prefixes = {row[:1] for row in real}  # a row begins as a real one, and goes on otherwise
+    assert spliced and all(tuple(row[:1].tolist()) in prefixes for x in spliced for row in x)
