@@ -50,7 +50,7 @@ def verify(
 
     Examples: `orchestrator.py verify --all`, `orchestrator.py verify h-nov20-0001-1 --key it.pub`
     """
-    from autohypothesis.engine.verify import Verifier
+    from autohypothesis.engine.verify import verify as verify_records
     from autohypothesis.records.signing import trusted_keys
 
     if is_accepting:
@@ -59,8 +59,8 @@ def verify(
     if (experiment_id is None) is not every:
         raise UsageError("name one experiment, or all: verify ID, or verify --all")
     repository, layout = opened(repo)
-    verifier = Verifier(repository, layout, trusted_keys(key or ()))
-    found = verifier.verify(None if experiment_id is None else [experiment_id])
+    names = None if experiment_id is None else [experiment_id]
+    found = verify_records(repository, layout, trusted_keys(key or ()), names)
     if is_rerunning or is_rescoring:
         if experiment_id is None:
             raise UsageError("one experiment at a time is run or scored again: name it")
@@ -111,14 +111,20 @@ def _again(repo: Path, experiment_id: str, scores: bool, runs: bool) -> list[Fin
 
 
 def _accept(repo: Path) -> None:
+    from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.reference import REFERENCES
+    from autohypothesis.engine.verify import Verifier
     from autohypothesis.records.chain import DecisionChain
     from autohypothesis.records.locks import hold
+    from autohypothesis.records.signing import trusted_keys
 
     project = open_project(repo)
     with hold(project.layout, "settle", doing="accepting the records as they are"):
         references = project.repository.refs(REFERENCES)
-        anchor = DecisionChain(project.repository, project.layout).accept([*references.values()])
+        lost = Verifier(project.repository, project.layout, trusted_keys()).lost_lines()
+        chain = DecisionChain(project.repository, project.layout)
+        anchor = chain.accept(references.values(), lost)
+    refresh(project.layout)
     if anchor is None:
         raise UsageError("this installation has no key, so nothing is signed")
     say(f"accepted: {anchor.lines} lines of decisions.jsonl, {len(references)} references")

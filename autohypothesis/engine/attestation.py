@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.task import canonical_hash
 from autohypothesis.errors import RecordError, SignatureError
+from autohypothesis.records.chain import last_link
 from autohypothesis.records.files import (
     JSON_LIMIT,
     load_or_none,
@@ -29,7 +30,7 @@ from autohypothesis.records.files import (
     write_atomic,
 )
 from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.records.signing import Keys, open_envelope, own_signer, sealed_envelope
 from autohypothesis.schema import Metadata, Result, now
 
@@ -55,14 +56,27 @@ class Attestation(NamedTuple):
     predicate: Mapping[str, Any]
 
     @property
+    def result(self) -> Result:
+        """What the collector said."""
+        return Result.model_validate(self.predicate.get("result") or {})
+
+    @property
     def stamps(self) -> Mapping[str, list[int]]:
         return self.predicate.get("stamps") or {}
 
 
 def attest(
-    repository: Repository, run: RunPaths, result: Result, before: Mapping[str, Any] | None = None
+    repository: Repository,
+    layout: Layout,
+    run: RunPaths,
+    result: Result,
+    before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the attestation of a run, before the result that it has; nothing without a key.
+    """Write the attestation of a run that is being collected; nothing without a key.
+
+    It comes before result.json, so that no result is ever there that nobody vouches for. It names
+    the last decision there was, so that none before it can be taken away, and so that it fits no
+    other repository.
 
     Args:
         before: the state of the checkout and the environment before the run, as local.json has it.
@@ -77,6 +91,7 @@ def attest(
     subject = [{"name": name, "digest": {"sha256": hashed}} for name, (hashed, _) in files.items()]
     predicate = {
         **_predicate(repository, run, before or {}),
+        "journal": last_link(layout).hash,
         "result": collected_fields(result),
         "stamps": {name: stamp for name, (_, stamp) in files.items()},
     }

@@ -106,7 +106,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         write_atomic(
             run.local, to_json({**local, RESULT_HASH: _hash(content.encode())}), durable=False
         )
-        attest(repository, run, result, local.get("before"))  # a result comes with one
+        attest(repository, layout, run, result, local.get("before"))
         write_atomic(run.result, content)
         metadata = load_or_none(Metadata, run.metadata)
         is_baseline = spec.hypothesis_id == ids.baseline_id(spec.tag)

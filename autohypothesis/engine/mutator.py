@@ -278,7 +278,7 @@ def record_refusal(
     failure, evidence = Failure(kind, error.problem), {"mutation": dict(mutation)}
     nothing = Metrics.model_validate({"wall_seconds": 0.0, "cpu_seconds": 0.0})
     result = result_of(spec, None, failure, "", evidence, nothing)
-    attest(repository, run, result)
+    attest(repository, project.layout, run, result)
     bundles.write_result(run, result)
     return RecordedRefusalError(name, error)
 

@@ -529,7 +529,7 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> Outco
     platform = f"{BY_HAND}{host_name()}"
     bundles.write_metadata(paths, metadata_of(spec, platform_key=platform, home="kept"))
     result = result_of_log(spec, text)
-    attest(repository, paths, result)
+    attest(repository, project.layout, paths, result)
     bundles.write_result(paths, result)
     return Outcome(experiment_id, result)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
@@ -29,6 +30,7 @@ from autohypothesis.records.bundles import is_of_no_search
 from autohypothesis.records.chain import (
     ANCHOR,
     Anchor,
+    Link,
     problems_of,
     read_anchor,
     read_links,
@@ -39,6 +41,9 @@ from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.records.ledger import refold
 from autohypothesis.records.signing import Keys, own_signer, trusted_keys
 from autohypothesis.schema import Decision, Result, finite
+
+_TRIES = 5
+"""Checks of a search that goes on, before what was found is told."""
 
 
 class Finding(NamedTuple):
@@ -97,6 +102,22 @@ def findings_in_keeps(repository: Repository, layout: Layout, tag: str) -> list[
     return Verifier(repository, layout, trusted_keys()).keeps(tag)
 
 
+def verify(
+    repository: Repository, layout: Layout, keys: Keys, names: Iterable[str] | None = None
+) -> Verification:
+    """Check some experiments, or all; and the journal, the references and the ledger.
+
+    Raises:
+        RecordError: decisions.jsonl is no regular file, or far too large.
+    """
+    for _ in range(_TRIES):
+        verifier = Verifier(repository, layout, keys)
+        found = verifier.verify(names)
+        if not found.findings or verifier.is_current():
+            break
+    return found
+
+
 class Verifier:
     """The records of one repository, read once."""
 
@@ -104,8 +125,15 @@ class Verifier:
         self.repository = repository
         self.layout = layout
         self.keys = keys
+        self.refs = self._refs_now()  # first: the journal may be ahead of its anchor
         self.links = read_links(layout)
-        self.refs = repository.refs(ANCHOR, REFERENCES, EXPERIMENTS)
+
+    def _refs_now(self) -> dict[str, str]:
+        return self.repository.refs(ANCHOR, REFERENCES, EXPERIMENTS)
+
+    def is_current(self) -> bool:
+        """Return whether nothing was decided or begun since the records were read."""
+        return (self.links, self.refs) == (read_links(self.layout), self._refs_now())
 
     @cached_property
     def decisions(self) -> list[Decision]:
@@ -115,16 +143,17 @@ class Verifier:
     def latest(self) -> dict[str, Decision]:
         return {decision.experiment_id: decision for decision in self.decisions}
 
-    def verify(self, names: Iterable[str] | None = None) -> Verification:
-        """Check some experiments, or all; and the journal, the references and the ledger.
+    @cached_property
+    def voided(self) -> set[str]:
+        """Experiments that a decision has voided, which may have brought their value back."""
+        return {each.experiment_id for each in self.decisions if each.reason == "contended"}
 
-        Raises:
-            RecordError: decisions.jsonl is no regular file, or far too large.
-        """
+    def verify(self, names: Iterable[str] | None = None) -> Verification:
+        """Check as `verify` does, once: a decision that is made meanwhile may mislead it."""
         found = Verification(findings=[*self.journal(), *self._references()])
         found.decisions = len(self.links)
-        here = run_ids(self.layout)
-        for name in here if names is None else names:
+        attested = (each.experiment_id for each in self.latest.values() if each.attestation)
+        for name in {*run_ids(self.layout), *attested} if names is None else names:
             signed = self._run(name, found)
             found.signed += signed is not None
         self._fold(found, None if names is None else set(names))
@@ -153,11 +182,29 @@ class Verifier:
         if isinstance(anchor, SignatureError):
             yield Finding("", ANCHOR, anchor.problem)
             anchor = None
-        elif anchor is None and any(link.signature for link in self.links):
+        elif anchor is None and self._is_signed:
             yield Finding("", ANCHOR, "is gone: what was cut off the end of the journal is unknown")
-        if anchor is not None or any(link.place is not None for link in self.links):
+        if anchor is not None or self._is_signed:
             for problem in problems_of(self.links, anchor, self.keys):
                 yield Finding("", name, problem)
+
+    @cached_property
+    def _is_signed(self) -> bool:
+        return any(link.signature for link in self.links)
+
+    @cached_property
+    def _known_lines(self) -> set[str]:
+        """Hashes of the lines that are there, or that a person has given up."""
+        return {Link(b"").hash, *(link.hash for link in self.links), *self.pinned.lost}
+
+    def lost_lines(self) -> list[str]:
+        """Return the hashes of lines that attestations name, and the journal has not."""
+        named: set[str] = set()
+        for name in run_ids(self.layout):
+            with suppress(FileNotFoundError, SignatureError):
+                attestation = read_attestation(self.layout.run(name), self.keys)
+                named.add(str(attestation.predicate.get("journal") or Link(b"").hash))
+        return sorted({*named} - self._known_lines) + list(self.pinned.lost)
 
     def _references(self) -> Iterator[Finding]:
         """Yield each move of a reference that no decision made."""
@@ -221,7 +268,7 @@ class Verifier:
             return [Finding(name, run.attestation.name, error.problem)], None
         found = [
             *changed_files(run, attestation, whole=whole),
-            *((run.result.name, problem) for problem in _result(run, attestation)),
+            *((run.result.name, problem) for problem in self._result(run, attestation)),
             *self._decision(decision, attestation),
             *self._ref(name, attestation),
         ]
@@ -229,7 +276,7 @@ class Verifier:
 
     def _run(self, name: str, found: Verification) -> Attestation | None:
         run, decision = self.layout.run(name), self.latest.get(name)
-        if not run.folder.is_dir():
+        if not run.folder.is_dir() and decision is None:
             raise SettleError(
                 f"there is no run {name!r} in {self.layout.runs}",
                 hint="run `python orchestrator.py runs` for the ids there are",
@@ -256,23 +303,34 @@ class Verifier:
         recorded = decision is not None or run.metadata.exists()  # else it can never be decided
         if old or not recorded or name in self.pinned.unattested or is_of_no_search(run):
             return [Finding(name, run.result.name, problem) for problem in _exit_record(run)]
-        if not self.links and self.anchor is None:
+        if not self._is_signed and self.anchor is None:
             return []  # nothing was decided yet by a version that attests
         return [Finding(name, file, "is missing: no collector vouches for this result.json")]
 
     def _decision(
         self, decision: Decision | None, attestation: Attestation
     ) -> Iterator[tuple[str, str]]:
+        file = self.layout.decisions.name
+        journal = attestation.predicate.get("journal")
+        begun = self.links or REFERENCES + str(attestation.predicate.get("tag")) in self.refs
+        if journal and begun and journal not in self._known_lines:
+            yield (
+                file,
+                "lacks the line that was its last when this was run: deleted, or the run is"
+                " of another repository",
+            )
         if decision is None:
             return
-        file, about = self.layout.decisions.name, decision.decision_id
-        if decision.attestation not in ("", attestation.hash):
+        about = decision.decision_id
+        if decision.attestation != attestation.hash:
             yield "attestation.json", f"is not the one that {about} was made from: replaced"
-        signed: Mapping[str, Any] = attestation.predicate.get("result") or {}
+        if self._is_old(decision) and not decision.signature and not self.pinned.is_accepted:
+            yield file, f"has {about} without signature, and the run is signed: written by hand"
+        signed = restored(attestation.result)
         stated = {
-            "metric_value": (decision.metric_value, finite(signed.get("metric_value"))),
-            "commit": (decision.commit, signed.get("commit")),
-            "base_commit": (decision.base_commit, signed.get("parent_commit")),
+            "metric_value": (decision.metric_value, signed.metric_value),
+            "commit": (decision.commit, signed.commit),
+            "base_commit": (decision.base_commit, signed.parent_commit),
             "seed": (decision.seed, attestation.predicate.get("seed")),
             "tag": (decision.tag, attestation.predicate.get("tag")),
             "platform_key": (
@@ -285,6 +343,17 @@ class Verifier:
             if decided != collected:
                 yield file, f"says {name} {decided} in {about}, and the attestation {collected}"
 
+    def _result(self, run: RunPaths, attestation: Attestation) -> Iterator[str]:
+        try:
+            result = load(Result, run.result)
+        except FileNotFoundError:
+            yield "is gone"
+        except RecordError as error:
+            yield error.problem.removeprefix(f"{run.result} ")
+        else:
+            is_voided = run.folder.name in self.voided
+            yield from _edited_fields(result, attestation.result, is_voided=is_voided)
+
     def _ref(self, name: str, attestation: Attestation) -> Iterator[tuple[str, str]]:
         commit, at = attestation.predicate.get("commit"), self.refs.get(EXPERIMENTS + name)
         if at is not None and at != commit:
@@ -295,42 +364,47 @@ class Verifier:
     def _fold(self, found: Verification, names: set[str] | None) -> None:
         """Add what bundles say against decisions, and rows of the ledger against both."""
         known = {(finding.experiment_id, finding.file) for finding in found.findings}
-        folded, rows = refold(self.layout, cold=True), dict(_rows(self.layout))
+        rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in _rows(self.layout):  # before the fold, which then knows all of them
+            rows[str(row.get("id"))].append(row)
+        folded = refold(self.layout, cold=True)
+        for name in rows.keys() - folded.entries.keys() if names is None else ():
+            problem = "has a row of it, and there is no such run: added by hand"
+            found.findings.append(Finding(name, self.layout.ledger.name, problem))
+        statuses: dict[str, set[str]] = defaultdict(set)
+        for decision in self.decisions:
+            statuses[decision.experiment_id].add(decision.decision_status)
         for name, entry in folded.entries.items():
             if names is not None and name not in names:
                 continue
             for file, problem, _ in entry.details.wrong:
                 if (name, file) not in known:
                     found.findings.append(Finding(name, file, problem))
-            if (stated := rows.get(name)) is not None:
+            for stated in rows.get(name, ()):
                 right = parse_json(folded.line(name))
-                found.findings += _row(name, self.layout.ledger.name, stated, right)
+                lost = entry.details.facts.lost_value
+                problems = _row(stated, right, {*statuses[name], right["decision_status"]}, lost)
+                found.findings += (
+                    Finding(name, self.layout.ledger.name, each) for each in problems
+                )
 
 
-def _result(run: RunPaths, attestation: Attestation) -> Iterator[str]:
-    try:
-        yield from edited_fields(load(Result, run.result), attestation)
-    except FileNotFoundError:
-        yield "is gone"
-    except RecordError as error:
-        yield error.problem.removeprefix(f"{run.result} ")
-
-
-def edited_fields(result: Result, attestation: Attestation) -> Iterator[str]:
+def _edited_fields(result: Result, signed: Result, *, is_voided: bool) -> Iterator[str]:
     """Yield what result.json says otherwise than the collector did, in words that follow its name.
 
-    A decision may void a value, and bring it back; it says so in a record of its own.
+    Args:
+        is_voided: a decision has voided the value; it or a later one may have brought it back.
     """
-    signed: Mapping[str, Any] = attestation.predicate.get("result") or {}
-    if collected_fields(result) == signed:
-        return
-    stated = collected_fields(restored(result))
-    if "voided_value" not in (signed.get("evidence") or {}):
-        stated["evidence"].pop("voided_value", None)
-    for name in sorted({*signed, *stated}):
-        if stated.get(name) != signed.get(name):
-            says, was = _short(stated.get(name)), _short(signed.get(name))
-            yield f"says {name} {says}, and its attestation {was}: edited"
+    if is_voided:
+        result, signed = restored(result), restored(signed)
+    says, was = collected_fields(result), collected_fields(signed)
+    if is_voided:
+        says["evidence"].pop("voided_value", None)
+        was["evidence"].pop("voided_value", None)
+    for name in sorted({*says, *was}):
+        one, other = says.get(name), was.get(name)
+        if one != other:
+            yield f"says {name} {_short(one)}, and its attestation {_short(other)}: edited"
 
 
 def _exit_record(run: RunPaths) -> Iterator[str]:
@@ -343,23 +417,28 @@ def _exit_record(run: RunPaths) -> Iterator[str]:
         yield f"says {value}, and the score in exit.json is {scored}"
 
 
-def _rows(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(layout: Layout) -> Iterator[dict[str, Any]]:
     try:
         content = read_bytes(layout.ledger, jsonl.FILE_LIMIT)
     except (FileNotFoundError, RecordError):
         return
-    for row in jsonl.parse(content)[0]:
-        yield str(row.get("id")), row
+    yield from jsonl.parse(content)[0]
 
 
-def _row(name: str, file: str, row: Mapping[str, Any], right: Any) -> Iterator[Finding]:
-    """Compare what ranks a row. One that was decided since the last sync is only late."""
-    late = row.get("ordinal") is None
-    fields = ("metric_value", "commit") if late else ("metric_value", "commit", "decision_status")
-    for key in fields:
-        if row.get(key) != right.get(key):
-            says, is_right = _short(row.get(key)), _short(right.get(key))
-            yield Finding(name, file, f"says {key} {says}, and the records {is_right}: edited")
+def _row(
+    row: Mapping[str, Any], right: Mapping[str, Any], statuses: set[str], lost: float | None
+) -> Iterator[str]:
+    """Compare what ranks a row, in words that follow the ledger's name.
+
+    One that was decided, or decided again, since the last sync is only late: it may have the value
+    that was voided since, and the status of an earlier decision.
+    """
+    for key in ("metric_value", "val_bpb", "commit", "decision_status"):
+        says, is_right = row.get(key), right.get(key)
+        late = key == "decision_status" and (says in statuses or row.get("ordinal") is None)
+        late = late or (key in ("metric_value", "val_bpb") and says == lost is not None)
+        if says != is_right and not late:
+            yield f"says {key} {_short(says)}, and the records {_short(is_right)}: edited"
 
 
 def _commit(name: object) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,10 @@ class Anchor(Strict):
     """Experiments that an earlier version had collected, and not decided, when they were pinned."""
     taken_in: tuple[str, ...] = ()
     """Commits that the reference was moved to without a decision, by a command or a person."""
+    is_accepted: bool = False
+    """A person has taken the pinned lines as they are."""
+    lost: tuple[str, ...] = ()
+    """SHA-256 of lines that attestations name, and that were gone when the rest was accepted."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +132,15 @@ class DecisionChain:
         self.signer = own_signer()
 
     def begin(self) -> None:
-        """Pin a journal from before the chain, or an empty one."""
+        """Pin a journal in which nothing is signed: an empty one, or that of an earlier version."""
         if self.signer is None:
             return
-        if self._last().place is None and ANCHOR not in self.repository.refs(ANCHOR):
+        if not self._last().signature and ANCHOR not in self.repository.refs(ANCHOR):
             content = _content(self.layout)
             self._write(_pinned(content, self._undecided(content) if content else []), None)
 
     def _last(self) -> Link:
-        try:
-            with opened(self.layout.decisions) as (descriptor, status):
-                return _last_lines(descriptor, status.st_size)[0]
-        except FileNotFoundError:
-            return Link(b"")
+        return last_link(self.layout)
 
     def append(self, decision: Decision) -> None:
         """Add to decisions.jsonl, on the disk when this returns.
@@ -183,10 +183,15 @@ class DecisionChain:
                 taken = (*anchor.taken_in, commit)
                 self._write(anchor.model_copy(update={"taken_in": taken}), blob)
 
-    def accept(self, references: list[str]) -> Anchor | None:
-        """Pin the journal and the references as they are; return the anchor, None without a key."""
+    def accept(self, references: Iterable[str], lost: Iterable[str]) -> Anchor | None:
+        """Pin the journal and the references as they are; return the anchor, None without a key.
+
+        Args:
+            lost: hashes of the lines that are known to have been, and are gone.
+        """
         content = _content(self.layout)
-        pinned = _pinned(content, self._undecided(content), references)
+        said = {"taken_in": (*references,), "is_accepted": True, "lost": (*lost,)}
+        pinned = _pinned(content, self._undecided(content)).model_copy(update=said)
         if self.signer is None:
             return None
         self._write(pinned, self.repository.read_ref(ANCHOR))
@@ -254,7 +259,7 @@ def _last_lines(descriptor: int, size: int) -> tuple[Link, bytes]:
             return Link.of(whole.rpartition(b"\n")[2]), torn
 
 
-def _pinned(content: bytes, unattested: list[str], taken_in: Sequence[str] = ()) -> Anchor:
+def _pinned(content: bytes, unattested: list[str]) -> Anchor:
     *lines, torn = content.split(b"\n")
     return Anchor(
         lines=len(lines),
@@ -262,7 +267,6 @@ def _pinned(content: bytes, unattested: list[str], taken_in: Sequence[str] = ())
         pinned_lines=len(lines),
         pinned_hash=_sha256(content[: len(content) - len(torn)]),
         unattested=tuple(unattested),
-        taken_in=tuple(taken_in),
     )
 
 
@@ -284,6 +288,15 @@ def read_links(layout: Layout) -> list[Link]:
     """
     *lines, torn = _content(layout).split(b"\n")
     return [Link.of(line) for line in (*lines, torn) if line is not torn or _is_record(torn)]
+
+
+def last_link(layout: Layout) -> Link:
+    """Return the last whole line of the journal; an empty one where there is none."""
+    try:
+        with opened(layout.decisions) as (descriptor, status):
+            return _last_lines(descriptor, status.st_size)[0]
+    except FileNotFoundError:
+        return Link(b"")
 
 
 def _is_record(line: bytes) -> bool:

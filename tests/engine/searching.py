@@ -76,7 +76,7 @@ class Search:
                 metrics=Metrics(peak_vram_mb=memory),
             ),
         )  # fmt: skip
-        attest(self.project.repository, run, load(Result, run.result))
+        attest(self.project.repository, self.project.layout, run, load(Result, run.result))
         return name
 
     def decided(

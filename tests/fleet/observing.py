@@ -122,7 +122,7 @@ class InstantExecutor(Executor):
         run.log.write_text(_printed(script, spec), encoding="utf-8")
         result = result_of_log(spec, run.log.read_text(encoding="utf-8"))
         bundles.write_result(run, result)
-        attest(self.project.repository, run, result)
+        attest(self.project.repository, self.project.layout, run, result)
         return result
 
 
@@ -187,7 +187,7 @@ class Hands:
             result = self.spoil(one, experiment_id, result)
             run = self.project.layout.run(experiment_id)
             write_json(run.result, result)
-            attest(self.project.repository, run, result)
+            attest(self.project.repository, self.project.layout, run, result)
         observer.queue.finish(one.hypothesis_id, self.name)
         return result
 

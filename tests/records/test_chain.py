@@ -137,7 +137,7 @@ def test_an_end_that_was_taken_off_is_found_although_more_was_decided(journal: J
     assert journal.problems() == ["lacks its last 1 decision: 2 lines were anchored"]
     journal.settle("a-3")
     assert journal.problems() == ["has another line 2 than was anchored: that one was deleted"]
-    journal.chain.accept([])
+    journal.chain.accept([], [])
     assert journal.problems() == []
     journal.settle("a-4")
     assert (journal.anchor.lines, journal.anchor.pinned_lines) == (3, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -12,17 +13,22 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.commands import fleet as fleet_commands
-from autohypothesis.engine import evidence
+from autohypothesis.engine import attestation, collect, evidence, verify
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
+from autohypothesis.records import chain as chain_module
 from autohypothesis.records import jsonl
 from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.chain import ANCHOR, DecisionChain
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.chain import ANCHOR, DecisionChain, Link, read_links
+from autohypothesis.records.files import read_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.signing import keys_folder, pre_authentication_encoding
-from tests.conftest import Answer, called, run_git
+from autohypothesis.records.signing import (
+    keys_folder,
+    pre_authentication_encoding,
+    trusted_keys,
+)
+from tests.conftest import Answer, called, forked, run_git
 
 SCRIPT = """import os
 RATE = 0.1
@@ -58,14 +64,18 @@ class Searched:
         write_json(path, {**read_json(path), **values})
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("searched") / "a search"
+def begun(root: Path) -> Path:
     root.mkdir()
     (root / "train.py").write_text(SCRIPT)
     run_git(root, "init", "-q", "-b", "main")
     run_git(root, "add", "-A")
     run_git(root, "commit", "-q", "-m", "start")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = begun(tmp_path_factory.mktemp("searched") / "a search")
     locks = {"AUTOHYPOTHESIS_LOCKS": str(root.parent / "locks")}
     words = ["run-experiment", "--decide"]
     for more in (["--tag", "t"], ["--set", "RATE=0.2"], ["--set", "RATE=0.9"]):
@@ -203,6 +213,56 @@ def removed_attestation(searched: Searched) -> None:
     searched.worse.attestation.unlink()
 
 
+def run_of_another_repository(searched: Searched) -> None:
+    """It has the same key, task and tag, and went another way."""
+    other = Searched(searched.root.parent / "another search")
+    shutil.copytree(searched.root, other.root, symlinks=True)
+    for value in ("0.8", "0.25"):
+        assert other("run-experiment", "--set", f"RATE={value}", "--decide").returncode == 0
+    shutil.copytree(other.layout.run("h-t-0004-1").folder, searched.layout.run("h-t-0004-1").folder)
+
+
+def deleted_run(searched: Searched) -> None:
+    shutil.rmtree(searched.worse.folder)
+    assert searched("sync").returncode == 0
+
+
+def journal_without_signatures(searched: Searched) -> None:
+    """As an earlier version wrote it, with another decision, and taken for one by a settle."""
+    ours = ("place", "previous", "genesis", "signed_by", "signature")
+    lines = [json.loads(line) for line in searched.lines()]
+    searched.layout.decisions.unlink()
+    deleted_anchor(searched)
+    for line in lines:
+        kept = {name: value for name, value in line.items() if name not in ours}
+        jsonl.append(searched.layout.decisions, {**kept, "detail": "it was no better"})
+    searched("decide")
+
+
+def everything_put_back(searched: Searched) -> None:
+    """Journal, anchor, reference and stamp as they were after the first decision."""
+    chain = DecisionChain(Repository(searched.root), searched.layout)
+    first, *_ = searched.lines()
+    searched.layout.decisions.write_text("")
+    deleted_anchor(searched)
+    chain.begin()
+    searched.layout.decisions.write_text(first)
+    chain.advance()
+    base = json.loads(first)["reference_after"]
+    run_git(searched.root, "update-ref", "refs/autohypothesis/reference/t", base)
+    for run in (searched.keep, searched.worse):
+        searched.edit(run.result, decision_status="review_pending", decision_id=None)
+
+
+def voided_rival(searched: Searched) -> None:
+    """As a decision voids a run whose processor was shared; none did."""
+    result = read_json(searched.worse.result)
+    result["evidence"]["voided_value"] = result["metric_value"]
+    result["metrics"]["val_bpb"] = None
+    changed = {"status": "failed", "failure_kind": "contended", "metric_value": None}
+    write_json(searched.worse.result, {**result, **changed})
+
+
 def moved_reference(searched: Searched) -> None:
     worse = run_git(searched.root, "rev-parse", f"refs/experiments/{WORSE}")
     run_git(searched.root, "update-ref", "refs/autohypothesis/reference/t", worse)
@@ -211,6 +271,22 @@ def moved_reference(searched: Searched) -> None:
 def moved_experiment(searched: Searched) -> None:
     other = run_git(searched.root, "rev-parse", f"refs/experiments/{KEEP}")
     run_git(searched.root, "update-ref", f"refs/experiments/{WORSE}", other)
+
+
+def edited_column(searched: Searched) -> None:
+    text = searched.layout.ledger.read_text()
+    searched.layout.ledger.write_text(text.replace('"val_bpb":1.36', '"val_bpb":0.5'))
+
+
+def row_before_the_right_one(searched: Searched) -> None:
+    text = searched.layout.ledger.read_text()
+    row = text.splitlines()[-1].replace('"metric_value":1.36', '"metric_value":0.5')
+    searched.layout.ledger.write_text(f"{row}\n{text}")
+
+
+def row_of_no_run(searched: Searched) -> None:
+    text = searched.layout.ledger.read_text()
+    searched.layout.ledger.write_text(text + text.splitlines()[-1].replace("0002", "0009") + "\n")
 
 
 def edited_ledger(searched: Searched) -> None:
@@ -238,6 +314,14 @@ def edited_ledger(searched: Searched) -> None:
         (removed_attestation, f"{WORSE}: attestation.json is gone; d-000003-{WORSE} was made"),
         (moved_reference, "refs/autohypothesis/reference/t is at "),
         (moved_experiment, f"{WORSE}: refs/experiments/{WORSE} is at "),
+        (run_of_another_repository, "h-t-0004-1: decisions.jsonl lacks the line that was its last"),
+        (deleted_run, f"{WORSE}: attestation.json is gone; d-000003-{WORSE} was made from it"),
+        (journal_without_signatures, f"{WORSE}: decisions.jsonl has d-000003-{WORSE} without sign"),
+        (everything_put_back, f"{WORSE}: decisions.jsonl lacks the line that was its last when"),
+        (voided_rival, f"{WORSE}: result.json says metric_value null, and its attestation 1.36"),
+        (edited_column, f"{WORSE}: experiments.jsonl says val_bpb 0.5, and the records 1.36"),
+        (row_before_the_right_one, f"{WORSE}: experiments.jsonl says metric_value 0.5, and the"),
+        (row_of_no_run, "h-t-0009-1: experiments.jsonl has a row of it, and there is no such run"),
         (edited_ledger, f"{WORSE}: experiments.jsonl says metric_value 0.5, and the records 1.36"),
     ],
 )  # fmt: skip
@@ -314,6 +398,14 @@ def test_a_broken_chain_parks_every_keep_until_a_person_accepts_it(searched: Sea
     assert searched.findings() == []
 
 
+def test_records_that_were_put_back_are_clean_once_a_person_accepts_them(
+    searched: Searched,
+) -> None:
+    everything_put_back(searched)
+    assert searched("verify", "--accept").returncode == 0
+    assert searched.findings() == []
+
+
 def test_a_reference_that_was_moved_stays_named_after_later_decisions(searched: Searched) -> None:
     first = run_git(searched.root, "rev-parse", "refs/experiments/baseline-t-1")
     run_git(searched.root, "update-ref", "refs/autohypothesis/reference/t", first)
@@ -321,6 +413,72 @@ def test_a_reference_that_was_moved_stays_named_after_later_decisions(searched: 
     (line,) = [line for line in searched.findings() if "reference/t" in line]
     assert "between d-000003-" in line
     assert "moved by hand" in line
+
+
+def test_a_result_made_by_hand_is_not_signed_for_its_maker(searched: Searched) -> None:
+    handmade_run(searched)
+    run = searched.layout.run("h-t-0003-1")
+    hashed = hashlib.sha256(run.result.read_bytes()).hexdigest()
+    shutil.copy(searched.keep.run_spec, run.run_spec)
+    write_json(run.local, {"before": {}, "judged": hashed})
+    searched("decide")
+    assert not run.attestation.exists()
+    assert any(line.startswith("h-t-0003-1: attestation.json") for line in searched.findings())
+
+
+def test_a_kill_between_attestation_and_result_is_no_forgery_and_is_made_up_for(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, content: bytes | str, **how: bool) -> None:
+        if path.name == "result.json":
+            os._exit(9)
+        write_atomic(path, content, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "write_atomic", killed)
+        process = forked(searched, "run-experiment", "--set", "RATE=0.25")
+        process.join()
+        assert process.exitcode == 9
+    run = searched.layout.run("h-t-0003-1")
+    assert (run.attestation.exists(), run.result.exists()) == (True, False)
+    assert searched.findings() == []
+    assert searched("run-experiment", "--set", "RATE=0.91", "--decide").returncode == 0
+    assert run.result.exists()
+    assert searched("decide").returncode == 0
+    assert searched.findings() == []
+
+
+def test_what_is_decided_while_it_is_verified_is_no_forgery(searched: Searched) -> None:
+    def late(layout: Layout) -> list[Link]:
+        patch.undo()
+        assert (
+            searched("run-experiment", "--set", f"RATE={values.pop()}", "--decide").returncode == 0
+        )
+        return read_links(layout)
+
+    project = Project.open(searched.root)
+    values, patch = ["0.26", "0.25"], pytest.MonkeyPatch()
+    patch.setattr(verify, "read_links", late)
+    stale = verify.Verifier(project.repository, project.layout, trusted_keys())
+    assert not stale.is_current()
+    assert [each.file for each in stale.verify().findings] == ["refs/autohypothesis/reference/t"]
+    patch.setattr(verify, "read_links", late)
+    assert verify.verify(project.repository, project.layout, trusted_keys()).findings == []
+
+
+def test_what_was_not_signed_before_the_library_was_installed_is_unattested(
+    tmp_path: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = Searched(begun(tmp_path / "a search"))
+    with monkeypatch.context() as patch:
+        for module in (attestation, chain_module, verify):
+            patch.setattr(module, "own_signer", lambda: None)
+        for words in (["--tag", "t"], ["--set", "RATE=0.8"]):
+            assert searched("run-experiment", *words, "--decide").returncode == 0
+    assert searched.findings() == []
+    assert searched("run-experiment", "--set", "RATE=0.6", "--decide").returncode == 0
+    answer = searched("verify", "--all")
+    assert "1 signed run, 2 unattested" in answer.stdout, answer
 
 
 def test_up_names_what_is_wrong_before_it_starts(
