@@ -229,6 +229,15 @@ def hash_of(run: RunPaths) -> str:
         return ""
 
 
+def is_where_it_was(run: RunPaths, attestation: Attestation) -> bool:
+    """Return whether the bundle lies where it was signed: no copy, and not brought back by git."""
+    try:
+        stamp = _stamp(os.lstat(run.metadata))
+    except FileNotFoundError:
+        return True
+    return stamp == attestation.stamps.get(run.metadata.name)
+
+
 def _size(attestation: Attestation, name: str) -> int:
     stamp = attestation.stamps.get(name)
     return stamp[1] if stamp else 0

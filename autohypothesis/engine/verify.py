@@ -19,6 +19,7 @@ from autohypothesis.engine.attestation import (
     Attestation,
     changed_files,
     collected_fields,
+    is_where_it_was,
     read_attestation,
 )
 from autohypothesis.engine.evidence import restored
@@ -288,11 +289,15 @@ class Verifier:
         if attestation is None and not problems:
             found.unattested.append(name)
         kept = decision is not None and decision.decision_status == "keep"
-        had_weights = attestation is not None and run.weights.name in attestation.digests
-        if kept and had_weights and not run.weights.exists():
+        if attestation is not None and kept and self._misses_weights(run, attestation):
             problem = "is gone, and the weights of keeps are kept"
             found.findings.append(Finding(name, run.weights.name, problem))
         return attestation
+
+    def _misses_weights(self, run: RunPaths, attestation: Attestation) -> bool:
+        """Return whether weights are gone from where they were made; copies may be without."""
+        were = run.weights.name in attestation.digests and not run.weights.exists()
+        return were and is_where_it_was(run, attestation)
 
     def _without_attestation(self, name: str, decision: Decision | None) -> list[Finding]:
         run, file = self.layout.run(name), self.layout.run(name).attestation.name
@@ -368,6 +373,7 @@ class Verifier:
         for row in _rows(self.layout):  # before the fold, which then knows all of them
             rows[str(row.get("id"))].append(row)
         folded = refold(self.layout, cold=True)
+        lines = dict(zip(folded.entries, folded.content.splitlines(), strict=True))
         for name in rows.keys() - folded.entries.keys() if names is None else ():
             problem = "has a row of it, and there is no such run: added by hand"
             found.findings.append(Finding(name, self.layout.ledger.name, problem))
@@ -381,7 +387,7 @@ class Verifier:
                 if (name, file) not in known:
                     found.findings.append(Finding(name, file, problem))
             for stated in rows.get(name, ()):
-                right = parse_json(folded.line(name))
+                right = parse_json(lines[name])
                 lost = entry.details.facts.lost_value
                 problems = _row(stated, right, {*statuses[name], right["decision_status"]}, lost)
                 found.findings += (

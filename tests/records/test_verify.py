@@ -338,7 +338,13 @@ def test_weights_of_keeps_are_kept_and_missed_others_are_not(searched: Searched)
     searched.worse.weights.unlink()
     assert searched.findings() == []
     searched.keep.weights.unlink()
-    assert searched.findings() == [f"{KEEP}: weights.pt is gone, and the weights of keeps are kept"]
+    assert searched.findings() == []  # a copy, as a snapshot is, has none
+    assert searched("run-experiment", "--set", "RATE=0.25", "--decide").returncode == 0
+    made = searched.layout.run("h-t-0003-1")
+    made.weights.unlink()
+    assert searched.findings() == [
+        "h-t-0003-1: weights.pt is gone, and the weights of keeps are kept"
+    ]
 
 
 def test_a_bundle_is_verified_elsewhere_with_nothing_but_the_public_key(
