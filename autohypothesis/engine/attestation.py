@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ _OF_DECISION = {
 }  # fmt: skip
 """Fields of a result that a decision changes, or that repeat a file."""
 _PIECE = 1 << 20
+LOG_TAIL = 64 * 1024
+EVENTS_TAIL = 1024 * 1024
 SMALL = 1 << 20
 """Bytes of a file that is hashed again whatever its times say, where a whole check is asked for."""
 
@@ -94,6 +97,7 @@ def attest(
         "journal": last_link(layout).hash,
         "result": collected_fields(result),
         "stamps": {name: stamp for name, (_, stamp) in files.items()},
+        "tails": _tails(run),
     }
     statement = {
         "_type": STATEMENT_TYPE,
@@ -124,6 +128,30 @@ def _measured(path: Path) -> tuple[str, list[int]]:
         while piece := os.read(descriptor, _PIECE):
             digest.update(piece)
     return digest.hexdigest(), _stamp(status)
+
+
+def tail_limits(run: RunPaths) -> dict[Path, int]:
+    """Return the files of which a snapshot keeps the end only -> bytes of that."""
+    logs = dict.fromkeys((run.log, run.score_log), LOG_TAIL)
+    return {**dict.fromkeys((run.events, run.clock), EVENTS_TAIL), **logs}
+
+
+def read_end(descriptor: int, size: int, limit: int) -> bytes:
+    """Return a file of `size` bytes; of one longer than `limit` the last of it, in whole lines."""
+    start = max(0, size - limit)
+    content = os.pread(descriptor, size - start, start)
+    return content[content.find(b"\n") + 1 :] if start else content
+
+
+def _tails(run: RunPaths) -> dict[str, str]:
+    """Return the SHA-256 of what a snapshot keeps of each long file."""
+    ends = {}
+    for path, limit in tail_limits(run).items():
+        with suppress(FileNotFoundError), opened(path) as (descriptor, status):
+            if status.st_size > limit:
+                end = read_end(descriptor, status.st_size, limit)
+                ends[path.name] = hashlib.sha256(end).hexdigest()
+    return ends
 
 
 def _stamp(status: os.stat_result) -> list[int]:
@@ -238,11 +266,6 @@ def is_where_it_was(run: RunPaths, attestation: Attestation) -> bool:
     return stamp == attestation.stamps.get(run.metadata.name)
 
 
-def _size(attestation: Attestation, name: str) -> int:
-    stamp = attestation.stamps.get(name)
-    return stamp[1] if stamp else 0
-
-
 def changed_files(
     run: RunPaths, attestation: Attestation, *, whole: bool
 ) -> Iterator[tuple[str, str]]:
@@ -271,6 +294,6 @@ def changed_files(
         except RecordError as error:
             yield name, error.problem.removeprefix(f"{path} ")
             continue
-        if found != signed:
-            cut = ", or cut by a snapshot" if status.st_size < _size(attestation, name) else ""
-            yield name, f"has SHA-256 {found[:12]}, its attestation {signed[:12]}: replaced{cut}"
+        tail = (attestation.predicate.get("tails") or {}).get(name)
+        if found != signed and (found != tail or is_where_it_was(run, attestation)):
+            yield name, f"has SHA-256 {found[:12]}, its attestation {signed[:12]}: replaced"

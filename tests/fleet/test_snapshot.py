@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.attestation import LOG_TAIL
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
@@ -19,7 +20,6 @@ from autohypothesis.engine.runner import run
 from autohypothesis.errors import FleetError, GitError
 from autohypothesis.fleet.supervisor import snapshot as module
 from autohypothesis.fleet.supervisor.snapshot import (
-    LOG_TAIL,
     ledger_ref,
     newest_snapshot_tag,
     restore,

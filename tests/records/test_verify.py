@@ -34,6 +34,7 @@ SCRIPT = """import os
 RATE = 0.1
 with open(os.environ["AUTOHYPOTHESIS_RUN_DIR"] + "/weights.pt", "w") as file:
     file.write(f"weights of {RATE}")
+print("one line of a log that is longer than what a snapshot keeps")
 print(f"val_bpb: {1 + (RATE - 0.3) ** 2:.6f}")
 """
 KEEP, WORSE = "h-t-0001-1", "h-t-0002-1"
@@ -485,6 +486,26 @@ def test_what_was_not_signed_before_the_library_was_installed_is_unattested(
     assert searched("run-experiment", "--set", "RATE=0.6", "--decide").returncode == 0
     answer = searched("verify", "--all")
     assert "1 signed run, 2 unattested" in answer.stdout, answer
+
+
+def test_a_search_that_git_brought_back_is_as_it_was_signed(
+    searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without weights, and with the ends of long logs."""
+    monkeypatch.setattr(attestation, "LOG_TAIL", 40)
+    assert searched("run-experiment", "--set", "RATE=0.25", "--decide").returncode == 0
+    assert searched("sync", "--snapshot").returncode == 0
+    there = Searched(tmp_path / "there")
+    run_git(tmp_path, "clone", "-q", str(searched.root), str(there.root))
+    specs = [f"refs/{name}/*:refs/{name}/*" for name in ("autohypothesis", "experiments")]
+    run_git(there.root, "fetch", "-q", "origin", *specs)
+    assert there("restore").returncode == 0
+    log = there.layout.run("h-t-0003-1").log
+    assert log.stat().st_size < searched.layout.run("h-t-0003-1").log.stat().st_size
+    newest = "h-t-0003-1: run.log has SHA-256"  # the others were signed at the usual limit
+    assert not any("h-t-0003-1" in line for line in there.findings())
+    log.write_bytes(log.read_bytes()[:-3])
+    assert any(line.startswith(newest) for line in there.findings())
 
 
 def test_up_names_what_is_wrong_before_it_starts(

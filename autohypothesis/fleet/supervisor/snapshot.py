@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from autohypothesis.engine.attestation import read_end, tail_limits
 from autohypothesis.engine.reference import LEDGERS, REFSPECS, move_reference, read_reference
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outgoing import REFUSED, SENT
@@ -42,8 +43,6 @@ from autohypothesis.records.jsonl import FILE_LIMIT
 from autohypothesis.records.layout import Layout, RunPaths, checked_id
 from autohypothesis.records.locks import hold
 
-LOG_TAIL = 64 * 1024
-EVENTS_TAIL = 1024 * 1024
 LEDGER_LIMIT = 4 * 1024 * 1024
 """Bytes. A longer ledger can be folded from the rest, and goes in with the last snapshot only."""
 BATCH_BYTES = 32 * 1024 * 1024
@@ -193,11 +192,10 @@ class _Snapshot:
             with opened(source.path) as (descriptor, status):
                 if status.st_size > source.limit and not source.tail:
                     return None
-                start = max(0, status.st_size - source.limit)
-                content = os.pread(descriptor, status.st_size - start, start)
+                content = read_end(descriptor, status.st_size, source.limit)
             if remember:
                 self._note(name, FileStamp.of(status))
-            return content[content.find(b"\n") + 1 :] if start else content
+            return content
         return None
 
     def _note(self, name: str, signature: FileStamp | None) -> None:
@@ -242,8 +240,7 @@ def _of_run(run: RunPaths) -> Iterator[KeptFile]:
     signed = (run.config, run.metadata, run.exit, run.diff, run.run_spec, run.attestation)
     for path in (*signed, run.result):
         yield KeptFile(str(path))
-    tails = {run.events: EVENTS_TAIL, run.clock: EVENTS_TAIL}
-    for path, limit in {**tails, run.log: LOG_TAIL, run.score_log: LOG_TAIL}.items():
+    for path, limit in tail_limits(run).items():
         yield KeptFile(str(path), limit, tail=True)
 
 
