@@ -539,6 +539,8 @@ class Event(Tolerant):
 class ClockCheck(Tolerant):
     """The training's clock against the kernel's."""
 
+    clock: str = ""
+    """`cpu` or `wall`."""
     claimed_s: Number = None
     kernel_s: Number = None
     drift: Number = None

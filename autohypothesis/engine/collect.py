@@ -26,8 +26,14 @@ from autohypothesis.engine import processes, shim
 from autohypothesis.engine.attestation import attest
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.experiment import RunSpec
-from autohypothesis.engine.facts import known_metrics, long_lines, untrue_metrics
-from autohypothesis.engine.failures import Failure, classify
+from autohypothesis.engine.facts import (
+    known_metrics,
+    long_lines,
+    untrue_metrics,
+    untrue_score,
+    work_outside,
+)
+from autohypothesis.engine.failures import Failure, classify, part_of
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import TAIL_BYTES, Score, scorer_for
 from autohypothesis.engine.workspace import (
@@ -219,6 +225,9 @@ def judge(
     score = _score(spec, run, record, checkout)
     tail = read_tail(str(run.log), TAIL_BYTES)
     failure = missing or _failure(document, tail, score, touched, spec, _is_held(run))
+    outside = work_outside(run, record, _baselines(spec, run)) if record else ""
+    if outside and failure is None and record and record.clock.clock == "cpu":
+        failure = Failure("invalid", f"the training took {outside}")
     evidence = {
         **{name: document[name] for name in EVIDENCE_OF_RUN if document and name in document},
         "scorer": dict(score.evidence),
@@ -228,6 +237,8 @@ def judge(
     known = known_metrics(spec, run, record) if record else {}
     printed = record.metrics if record else {}
     evidence["remarks"] = [*untrue_metrics(printed, known), *long_lines(spec.diff)]
+    if outside and failure is None:
+        evidence["remarks"].append(f"it took {outside}")
     if spec.mutation is not None:
         evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
@@ -308,6 +319,14 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     return metadata.runtime.is_unconfined if metadata else is_strict
 
 
+def _baselines(spec: RunSpec, run: RunPaths) -> list[RunPaths]:
+    """Return the runs of the unchanged script in the same search, without this one."""
+    if spec.parent_commit is None:
+        return []
+    stem = ids.experiment_stem(ids.baseline_id(spec.tag))
+    return [RunPaths(path) for path in sorted(run.folder.parent.glob(f"{stem}-*"))]
+
+
 def _is_held(run: RunPaths) -> bool:
     """Return whether the run had a sandbox."""
     metadata = load_or_none(Metadata, run.metadata)
@@ -341,6 +360,10 @@ def _failure(
     printed = failure is not None and failure.kind == "nan" and score.kind != "no_metric"
     if score.kind is not None and (failure is None or failure.kind == "no_metric" or printed):
         return Failure(score.kind, score.problem)
+    if failure is None and not confined and spec.task.scorer.type == "model":
+        on_gpu = part_of(document, "device").get("kind") == "cuda"
+        said = untrue_score(score.evidence.get("printed"), score.value, on_gpu=on_gpu)
+        return Failure("invalid", f"{said}, and no sandbox held it") if said else None
     return failure
 
 

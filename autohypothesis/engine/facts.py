@@ -8,18 +8,25 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.experiment import RunSpec
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.schema import ExitRecord, finite
+from autohypothesis.schema import ExitRecord, Metadata, finite
 
 LONG_LINE = 2_048
 """Characters of an added line of source that are worth a look: nobody writes such a line, but
 data can be spelled out in one."""
 MAX_REMARKS = 8
+OUTSIDE_SHARE = 1.5
+"""Of the longest baseline. Honest runs take 0.9 to 1.2 times as much CPU time as each other outside
+of their clock, measured on a machine with six times more to do than it has cores."""
+OUTSIDE_CPU_S = 1.0
+OUTSIDE_WALL_S = 60.0
+"""Seconds beside that share. Wall time depends on compilation, and on what else is running."""
 _TOLERANCES: Mapping[str, tuple[float, float]] = {
     "depth": (0.0, 0.0),
     "seed": (0.0, 0.0),
@@ -52,6 +59,52 @@ def untrue_metrics(printed: Mapping[str, Any], known: Mapping[str, float]) -> li
         if said is not None and abs(said - value) > least + share * abs(value):
             remarks.append(f"it printed {name} {said:g}, which is {value:g}")
     return remarks
+
+
+def untrue_score(printed: object, scored: float | None, *, on_gpu: bool) -> str:
+    """Return how a printed score is not the one that its weights have, beyond rounding; else "".
+
+    A GPU computes in less precise numbers, and in another order when a model is compiled.
+    """
+    said, share = finite(printed), 0.005 if on_gpu else 0.001
+    if said is None or scored is None or abs(said - scored) <= share * abs(scored):
+        return ""
+    return f"the training printed a score of {said:g}, its weights have {scored:g}"
+
+
+def work_outside(run: RunPaths, record: ExitRecord, usual: Iterable[RunPaths]) -> str:
+    """Return how a run worked much longer outside of its clock, before its start or after its stop,
+    than `usual` runs of the same platform do; "" where it did not, or nothing is known.
+
+    In CPU time of all its processes where the budget is in that, else in wall time.
+    """
+    seconds, platform = _seconds_outside(record), _platform(run)
+    if seconds is None or not platform:
+        return ""
+    others = (load_or_none(ExitRecord, each.exit) for each in usual if _platform(each) == platform)
+    known = [_seconds_outside(other) for other in others if other is not None]
+    most = max((one for one in known if one is not None), default=None)
+    spare = OUTSIDE_CPU_S if record.clock.clock == "cpu" else OUTSIDE_WALL_S
+    if most is None or seconds <= (limit := OUTSIDE_SHARE * most + spare):
+        return ""
+    return (
+        f"{seconds:.1f} s of {record.clock.clock} time outside of its clock, before it or after it;"
+        f" the baseline takes {most:.1f} s, the limit is {limit:.1f} s"
+    )
+
+
+def _seconds_outside(record: ExitRecord) -> float | None:
+    clock = record.clock
+    spent = record.cpu_seconds if clock.clock == "cpu" else record.wall_seconds
+    ended_well = record.status == "exited" and record.exit_code == 0 and clock.verdict == "ok"
+    if not ended_well or spent is None or clock.kernel_s is None:
+        return None
+    return spent - clock.kernel_s
+
+
+def _platform(run: RunPaths) -> str:
+    metadata = load_or_none(Metadata, run.metadata)
+    return metadata.runtime.platform_key if metadata else ""
 
 
 def long_lines(diff: str) -> list[str]:

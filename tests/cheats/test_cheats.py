@@ -12,7 +12,7 @@ from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.inputs import Inputs, find_inputs
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
-from autohypothesis.schema import FailureKind
+from autohypothesis.schema import FailureKind, Result
 from tests.conftest import run_git
 
 HERE = Path(__file__).parent
@@ -28,6 +28,7 @@ EXPECTED: dict[str, tuple[FailureKind | None, str]] = {
     "looks_ahead_in_company": ("invalid", "the model looks"),
     "looks_for_targets": HONEST,
     "notes_for_the_next_host": HONEST,
+    "prints_a_better_score": HONEST,
     "prints_false_facts": HONEST,
     "spells_out_data": HONEST,
     "patches_the_evaluator": HONEST,
@@ -36,6 +37,8 @@ EXPECTED: dict[str, tuple[FailureKind | None, str]] = {
     "remembers_rows": ("invalid", "the model looks"),
     "rewrites_the_weights": HONEST,
     "tells_the_next_row": ("invalid", "the model looks at"),
+    "works_after_the_clock": ("invalid", "of cpu time outside of its clock"),
+    "works_before_the_clock": ("invalid", "of cpu time outside of its clock"),
 }
 REMARKS = {
     "prints_false_facts": (
@@ -47,6 +50,7 @@ REMARKS = {
     "spells_out_data": ("train.py:6 is a line of 3,0",),
 }
 """What is noted in the row, and shown with a keep."""
+AS_A_CHANGE = ("spells_out_data", "works_after_the_clock", "works_before_the_clock")
 
 
 def test_every_cheat_says_what_it_tries_and_has_an_expected_end() -> None:
@@ -54,6 +58,29 @@ def test_every_cheat_says_what_it_tries_and_has_an_expected_end() -> None:
     del files["conftest"], files[Path(__file__).stem]
     assert files.keys() == EXPECTED.keys()
     assert all(path.read_text().startswith('"""Tries to ') for path in files.values())
+
+
+def outcome(project: Project, name: str) -> Result:
+    """The result of a cheat; of some as a change, which is seen beside an honest baseline."""
+    root, source = project.layout.root, (HERE / f"{name}.py").read_text() + BASE
+    if name in AS_A_CHANGE:
+        assert run(project, Experiment(Change())).result.status == "completed"
+        tree = project.repository.tree_with(project.reference(), {"train.py": source.encode()})
+        return run(project, Experiment(Change(tree=tree))).result
+    (root / "train.py").write_text(source)
+    run_git(root, "commit", "-qam", "a cheat")
+    project = Project.open(root).with_tag("cheat")
+    return run(project, Experiment(Change())).result
+
+
+@pytest.mark.slow
+def test_without_a_sandbox_a_printed_score_that_the_weights_do_not_have_is_invalid(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: "none")
+    result = outcome(project, "prints_a_better_score")
+    assert (result.failure_kind, result.attested) == ("invalid", False)
+    assert "printed a score of 0.5, its weights have " in result.failure_detail
 
 
 @pytest.mark.slow
@@ -68,11 +95,7 @@ def test_a_cheat_is_prevented_or_detected(
     if not sandbox.works(kind):
         pytest.skip(f"{kind} does not work here")
     monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
-    root = project.layout.root
-    (root / "train.py").write_text((HERE / f"{name}.py").read_text() + BASE)
-    run_git(root, "commit", "-qam", "a cheat")
-    project = Project.open(root).with_tag("cheat")
-    result = run(project, Experiment(Change())).result
+    result = outcome(project, name)
     expected, words = EXPECTED[name]
     assert result.failure_kind == expected, result.failure_detail
     assert words in result.failure_detail
