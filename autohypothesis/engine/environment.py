@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -209,6 +210,35 @@ def installed(folders: Iterable[str]) -> dict[str, int]:
     return metadata
 
 
+def packages(folders: Iterable[str]) -> dict[str, str]:
+    """Return each entry of site-packages folders -> a digest of inode, change time and size of all
+    its files: a third of a second for fifty thousand files.
+
+    Without compiled Python, which an import may write.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        with suppress(OSError):
+            for entry in os.scandir(folder):
+                if entry.name != "__pycache__":
+                    stamps = sorted(_stamps(entry))
+                    found[entry.path] = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    return found
+
+
+def _stamps(top: os.DirEntry[str]) -> Iterator[tuple[str, int, int, int]]:
+    """Yield path, inode, change time and size of every file of an entry; links are not followed."""
+    waiting = [top]
+    while waiting:
+        entry = waiting.pop()
+        with suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                waiting += (each for each in os.scandir(entry) if each.name != "__pycache__")
+            else:
+                status = entry.stat(follow_symlinks=False)
+                yield entry.path, status.st_ino, status.st_ctime_ns, status.st_size
+
+
 def version_of(name: str, metadata: Iterable[str]) -> str:
     """Return the version of the distribution `name` among metadata folders, or ""."""
     for path in metadata:
@@ -225,8 +255,8 @@ def _written(entry: os.DirEntry[str]) -> int:
     return 0
 
 
-def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """Return what was installed, removed or installed again, in words."""
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Return what was installed, removed or changed, in words."""
     words = []
     for path in sorted(before.keys() | after.keys()):
         name = os.path.basename(path)
@@ -235,7 +265,7 @@ def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str
         elif path not in after:
             words.append(f"{name} was removed from {os.path.dirname(path)}")
         elif before[path] != after[path]:
-            words.append(f"{name} in {os.path.dirname(path)} was installed again")
+            words.append(f"{name} in {os.path.dirname(path)} was changed or installed again")
     return words
 
 

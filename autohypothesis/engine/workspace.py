@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel
 
 from autohypothesis.engine import untracked_files
-from autohypothesis.engine.environment import differences, installed
+from autohypothesis.engine.environment import differences, installed, packages
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
@@ -325,6 +325,9 @@ class CheckoutBaseline(BaseModel):
         files: by the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8.
         distributions: metadata folder of each installed distribution -> when its list of files
             was written.
+        watched: of a run without a sandbox, the site folders, and those with the data that weights
+            are scored by; in a sandbox no run can write there.
+        packages: each entry of these folders -> a digest of the stamps of its files.
         copies: the SHA-256 of files that were copied from the user's checkout; keys as `files`.
     """
 
@@ -332,7 +335,14 @@ class CheckoutBaseline(BaseModel):
     files: dict[str, FileStamp]
     distributions: dict[str, int]
     site_folders: list[str]
+    watched: list[str] = []
+    packages: dict[str, str] = {}
     copies: dict[str, str] = {}
+
+    def watch(self, folders: Iterable[Path]) -> None:
+        """Note the state of every file in the site folders and in `folders`."""
+        self.watched = [*self.site_folders, *map(str, folders)]
+        self.packages = packages(self.watched)
 
     def stamps(self) -> dict[str, FileStamp]:
         return {_path(name): stamp for name, stamp in self.files.items()}
@@ -384,8 +394,9 @@ def changes_since(repository: Repository, checkout: Path, before: CheckoutBaseli
     rewritten_copies = copies.keys() & set(rewritten)
     changed += [p for p in rewritten_copies if git_export.digest(checkout / p) != copies[p]]
     problems += [f"{path} was changed" for path in sorted(changed)]
-    packages = differences(before.distributions, installed(before.site_folders))
-    return _at_most(problems) + _at_most(packages)
+    changed_packages = differences(before.distributions, installed(before.site_folders))
+    changed_packages += differences(before.packages, packages(before.watched))
+    return _at_most(problems) + _at_most(changed_packages)
 
 
 def find_importable_additions(task: Task, checkout: Path, before: CheckoutBaseline) -> list[str]:

@@ -23,6 +23,7 @@ EXPECTED: dict[str, tuple[FailureKind | None, str]] = {
     "answers_before_it_computes": ("nan", "not finite"),
     "blames_the_disk": ("code_error", "No space left on device"),
     "claims_a_full_disk": ("code_error", "No space left on device"),
+    "edits_packages": HONEST,
     "ends_itself": ("code_error", "SIGKILL: the machine knows no reason"),
     "hides_a_helper": HONEST,
     "looks_ahead_in_company": ("invalid", "the model looks"),

@@ -157,6 +157,20 @@ def test_a_run_in_a_sandbox_cannot_write_its_own_record(foreign: Path) -> None:
     check_record(ran)
 
 
+def test_a_run_without_a_sandbox_that_edits_a_package_is_invalid(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_by("none", monkeypatch)
+    module = tmp_path / "site-packages" / "torch" / "loss.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("loss = 1")
+    site = (module.parents[1],)
+    monkeypatch.setattr("autohypothesis.engine.local_executor.site_folders", lambda _: site)
+    ran = attack(foreign, f"open({str(module)!r}, 'w').write('loss = 0')")
+    assert ran.result.failure_kind == "invalid"
+    assert f"torch in {site[0]} was changed" in ran.result.failure_detail
+
+
 @pytest.mark.parametrize("places", [OWN[:1], OWN[1:5], OWN[5:]], ids=["own", "first", "rest"])
 def test_a_run_without_a_sandbox_that_writes_its_own_record_is_invalid(
     foreign: Path, monkeypatch: pytest.MonkeyPatch, places: list[str]

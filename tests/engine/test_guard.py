@@ -135,6 +135,32 @@ def test_installed_removed_and_reinstalled_packages_are_named(looked: Looked) ->
     ]
 
 
+def test_without_a_sandbox_packages_and_data_that_were_edited_in_place_are_named(
+    looked: Looked,
+) -> None:
+    repository, checkout, before, site = looked
+    (site / "torch" / "nn").mkdir(parents=True)
+    module = site / "torch" / "nn" / "loss.py"
+    module.write_text("loss = 1")
+    data = site.parent / "data"
+    data.mkdir()
+    (data / "val.npy").write_text("text")
+    before.watch([data])
+    (site / "torch" / "__pycache__").mkdir()
+    (site / "torch" / "__pycache__" / "loss.pyc").write_text("an import writes this")
+    assert changes_since(repository, checkout, before) == []
+    times = module.stat()
+    module.write_text("loss = 0")  # as long as before
+    os.utime(module, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (site / "sitecustomize.py").write_text("import cheat")
+    (data / "val.npy").write_text("easy")
+    assert changes_since(repository, checkout, before) == [
+        f"val.npy in {data} was changed or installed again",
+        f"sitecustomize.py was installed in {site}",
+        f"torch in {site} was changed or installed again",
+    ]
+
+
 def test_a_thousand_touched_files_are_a_short_list(
     make: Callable[..., Repository], tmp_path: Path
 ) -> None:
