@@ -1685,6 +1685,7 @@ def serve(train_py: Path) -> None:
         if host == 0:
             control.close()
             _process_control(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            _process_control(4, 1)  # of its own it may read all: CUDA names its threads in /proc
             try:
                 if os.getppid() == parent:
                     _answer_questions(train_py, profile, json.loads(word), *files)
