@@ -1878,6 +1878,7 @@ def score(
         with hosts.asked(exam) as ask:
             moved = exam.ask_again(ask, 0.25 if device == "cuda" else None)
     facts = {"data_hash": prepared.manifest["data_hash"], "peeking": moved, "order": order}
+    facts["validation_hidden"] = profile.source != "stdlib"  # which every Python can read
     return asdict(result) | facts
 
 

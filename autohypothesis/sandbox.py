@@ -189,7 +189,7 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
         "listed": ["/"] if Path("/") in granted.read else [],
         "protected": sorted(all_names(granted.protected)),
         "write": sorted(all_names(granted.write)),
-        "private": [*sorted(temporary), "/dev/shm"],
+        "private": [*sorted(temporary), *(["/dev/shm"] if granted.leaves_notes else [])],
         "use": use,
         "fill": ["/proc" if not alone or _proc_is_guarded() else "/proc/self"],
     }

@@ -70,6 +70,8 @@ class RunSetup:
     inputs: Inputs
     command: TrainingCommand
     evaluator: Path | None
+    candidate: Path
+    """What is scored: the checkout, or a copy of it that no training can write to."""
     sandbox: TaskSandbox
     temporary: Path
     """A folder of its own in the system's temporary folder, where paths are short enough for
@@ -132,16 +134,16 @@ class RunSetup:
         """Return what scores the run; `training` is the environment of the training."""
         task, run, sandbox = self.spec.task, self.run, self.sandbox
         scorer = scorer_for(task, self.order)
-        words = scorer.command(run, root, self.checkout, self.evaluator)
+        words = scorer.command(run, root, self.candidate, self.evaluator)
         if words is None:
             return None
-        cwd = self.checkout / task.scoring_cwd
+        cwd = self.candidate / task.scoring_cwd
         env = scoring_environment(training, run.scoring_home)
-        host = scorer.host(self.checkout, self.evaluator)
+        host = scorer.host(self.candidate, self.evaluator)
         if host is None or self.evaluator is None:
             words = sandbox.command(words, sandbox.scoring(self.checkout, run, self.evaluator), cwd)
         else:
-            rights = sandbox.host(self.checkout, run, self.evaluator)
+            rights = sandbox.host(self.candidate, run, self.evaluator)
             words = (*words, *sandbox.command(host, rights, cwd))
             env["TMPDIR"] = str(run.scoring_home)  # its name outside, and in the sandbox too
         return ScoreCommand(
@@ -221,8 +223,21 @@ class LocalExecutor(Executor):
             linked=tuple(files.links.values()),
             gpus=on_gpu,
         )
-        temporary = Path(tempfile.mkdtemp(prefix="ah-"))
-        return RunSetup(spec, run, files, device, inputs, command, evaluator, sandbox, temporary)
+        is_asked = scorer_for(spec.task).host(files.path, evaluator) is not None
+        return RunSetup(
+            spec=spec,
+            run=run,
+            files=files,
+            device=device,
+            inputs=inputs,
+            command=command,
+            evaluator=evaluator,
+            candidate=Export(self.repository, spec.worker_id).candidate(files)
+            if is_asked
+            else files.path,
+            sandbox=sandbox,
+            temporary=Path(tempfile.mkdtemp(prefix="ah-")),
+        )
 
     def rescore(self, spec: RunSpec, first: RunPaths) -> dict[str, Any]:
         """Have the evaluator score the weights of a run once more; return its exit record.

@@ -341,11 +341,11 @@ class TaskSandbox:
         read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
         return self._of_run(read=read, write=write, temporary=run.scoring_home)
 
-    def host(self, checkout: Path, run: RunPaths, evaluator: Path) -> SandboxSpec:
+    def host(self, candidate: Path, run: RunPaths, evaluator: Path) -> SandboxSpec:
         """Return the rights of the process that has a candidate's model, and is asked by a scorer
         outside: neither the text that judges it nor its own record, and no network."""
         spec = self._of_run(
-            read=(checkout, *_folder_of(evaluator)),
+            read=(candidate, *_folder_of(evaluator)),
             write=(run.scoring_home,),
             temporary=run.scoring_home,
             held_out=sandbox.existing(self.held_out),

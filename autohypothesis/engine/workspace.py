@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
@@ -161,6 +162,18 @@ class Export:
             problem = f"{self._pristine} cannot be made: {error.strerror or error}"
             raise GitError(problem) from error
         return self._pristine / path
+
+    def candidate(self, checkout: Checkout) -> Path:
+        """Return a copy of a fresh checkout, out of reach of the training: what the training
+        leaves in its own one is in no commit, and is nothing to be scored by."""
+        copy = self._state / "candidate"
+        _remove(copy)
+        for path in (*checkout.files, *checkout.copies, *checkout.links):
+            source, target = checkout.path / path, copy / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_symlink() or not source.is_dir():  # a submodule is one
+                shutil.copy(source, target, follow_symlinks=False)
+        return copy
 
     def remove(self) -> None:
         """Delete the folder and all that is known of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,24 +20,36 @@ HERE = Path(__file__).parent
 BASE = (HERE / "base.txt").read_text()
 HONEST: tuple[None, str] = None, ""
 """What was tried had no effect: the score is the one that the same model has without it."""
+OPEN = HONEST
+"""It is possible, and the row does not say that it was done; docs/trust.md does."""
 EXPECTED: dict[str, tuple[FailureKind | None, str]] = {
     "answers_before_it_computes": ("nan", "not finite"),
     "blames_the_disk": ("code_error", "No space left on device"),
     "claims_a_full_disk": ("code_error", "No space left on device"),
     "edits_packages": HONEST,
     "ends_itself": ("code_error", "SIGKILL: the machine knows no reason"),
+    "dresses_its_logits": HONEST,
     "hides_a_helper": HONEST,
+    "knows_the_questions": ("invalid", "the model looks"),
+    "leaves_a_helper": HONEST,
+    "leaves_itself_changed": ("invalid", "train.py was changed"),
     "looks_ahead_in_company": ("invalid", "the model looks"),
+    "looks_ahead_later": ("invalid", "the model looks"),
     "looks_for_targets": HONEST,
     "notes_for_the_next_host": HONEST,
     "prints_a_better_score": HONEST,
-    "prints_false_facts": HONEST,
-    "spells_out_data": HONEST,
     "patches_the_evaluator": HONEST,
     "prints_an_answer": ("code_error", "process ended before it answered"),
+    "prints_false_facts": HONEST,
+    "puts_files_back": HONEST,
+    "reads_the_library": OPEN,
     "reads_the_text": HONEST,
     "remembers_rows": ("invalid", "the model looks"),
     "rewrites_the_weights": HONEST,
+    "sends_a_daemon": HONEST,
+    "shadows_a_dependency": HONEST,
+    "spells_out_data": HONEST,
+    "takes_earlier_weights": HONEST,
     "tells_the_next_row": ("invalid", "the model looks at"),
     "works_after_the_clock": ("invalid", "of cpu time outside of its clock"),
     "works_before_the_clock": ("invalid", "of cpu time outside of its clock"),
@@ -96,6 +109,9 @@ def test_a_cheat_is_prevented_or_detected(
     if not sandbox.works(kind):
         pytest.skip(f"{kind} does not work here")
     monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
+    earlier = project.layout.run("earlier").weights
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"weights")
     result = outcome(project, name)
     expected, words = EXPECTED[name]
     assert result.failure_kind == expected, result.failure_detail
@@ -110,3 +126,8 @@ def test_a_cheat_is_prevented_or_detected(
         uniform = facts["eval_tokens"] * math.log2(facts["vocab_size"]) / facts["eval_bytes"]
         assert result.metric_value == pytest.approx(uniform, rel=1e-6)
         assert result.attested and result.evidence["scorer"]["scored"] == "outside"
+        assert result.evidence["scorer"]["evaluator"]["validation_hidden"] is False
+    if expected is None and name not in AS_A_CHANGE:  # what is recorded is what was scored
+        (recorded,) = {*earlier.parents[1].glob("*/weights.pt")} - {earlier}
+        with zipfile.ZipFile(recorded) as weights:
+            assert not any(weights.read("weights/data/0"))

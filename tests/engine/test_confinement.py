@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -448,6 +449,39 @@ def test_a_confined_program_has_no_privileges(kind: sandbox.Kind, tmp_path: Path
     facts = dict(line.split(":\t") for line in said.splitlines() if ":\t" in line)
     assert facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2"
     assert int(facts["CapEff"], 16) in (0, 2)  # at most the right to pass by modes
+
+
+MARKS = """
+import os, pathlib, sys
+note = pathlib.Path(sys.argv[1], "note")
+note.touch()
+for leave in (
+    lambda: note.chmod(0o640),
+    lambda: os.utime(note, ns=(4711, 4711)),
+    lambda: os.setxattr(note, "user.note", b"row"),
+):
+    try:
+        leave()
+    except OSError:
+        pass
+pathlib.Path("/dev/shm/note").touch()
+"""
+
+
+@pytest.mark.parametrize("kind", ["bwrap", "landlock"])
+def test_a_program_that_may_leave_no_notes_marks_no_file(
+    kind: sandbox.Kind, tmp_path: Path
+) -> None:
+    if not sandbox.works(kind):
+        pytest.skip(f"{kind} does not work here")
+    system = (*sandbox.system_folders(), *sandbox.python_folders(Path(sys.executable)))
+    granted = sandbox.SandboxSpec(kind, system, write=(tmp_path,), leaves_notes=False)
+    words = sandbox.confined([sys.executable, "-c", MARKS, str(tmp_path)], granted)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert "PermissionError" in done.stderr and "/dev/shm/note" in done.stderr, done.stderr
+    status = (tmp_path / "note").stat()
+    assert status.st_mode & 0o777 != 0o640 and status.st_mtime_ns != 4711
+    assert not os.listxattr(tmp_path / "note")
 
 
 def test_a_program_that_cannot_be_confined_is_not_started() -> None:

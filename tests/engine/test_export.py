@@ -284,6 +284,20 @@ def test_line_ends_modes_and_links_are_as_in_a_checkout(make: Make, task: Task, 
     assert b"$Id: " in (path / "a.id").read_bytes()
 
 
+def test_what_is_scored_is_a_copy_of_the_commit_without_what_an_earlier_run_left(
+    make: Make, task: Task
+) -> None:
+    repository = make({"train.py": "A = 1\n", "lib/part.py": "B = 2\n"})
+    export = Export(repository, "w")
+    made = export.checkout(repository.head(), task)
+    copy = export.candidate(made)
+    assert tree_of(copy) == tree_of(made.path) and copy != made.path
+    assert (copy / "train.py").stat().st_ino != (made.path / "train.py").stat().st_ino
+    (made.path / "helper.py").write_text("left = True")
+    (copy / "helper.py").write_text("left = True")
+    assert "helper.py" not in tree_of(export.candidate(made))
+
+
 def test_a_change_of_the_line_ends_setting_reaches_the_next_checkout(
     repository: Repository, task: Task, git: Git
 ) -> None:
