@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.hub.server import commits
+from autohypothesis.hub.server import commit_index
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.inspection import NewCommit
 from autohypothesis.hub.server.pages.rendering import POLICY, static
@@ -178,7 +178,7 @@ def test_ten_thousand_commits_come_in_pieces(start: Start, tmp_path: Path) -> No
         NewCommit(name, "0" * 40, (names[place // 2],) if place else (), f"number {place}")
         for place, name in enumerate(names)
     ]
-    commits.record(database, "a push", "ada", many)
+    commit_index.record(database, "a push", "ada", many)
     database.close()
     hub, seen = start(data=tmp_path / "many"), list[str]()
     for number in (1, 2, 50, 100):
