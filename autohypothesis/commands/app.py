@@ -243,6 +243,11 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         fail(problem, 1, hint=f"install it: {install}")
     except (KeyboardInterrupt, typer.Abort):
         fail("stopped by you", INTERRUPTED)
+    except RuntimeError as error:
+        # Before Python 3.12, a Ctrl-C while a class is made is the cause of another error.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            fail("stopped by you", INTERRUPTED)
+        raise
     except (OSError, ValueError) as error:
         # The process boundary: a full disk, a folder that may not be written, a damaged record.
         line = " ".join(str(error).split())[:300]  # pydantic takes three

@@ -88,7 +88,7 @@ def test_they_act_on_the_repository_of_the_current_folder(foreign: Path) -> None
     assert (float(value), float(memory)) == (pytest.approx(1.04), 12.5)
     assert float(seconds) > 0 and Path(log).is_relative_to(foreign)
     shown = script("show-results", "--json", "--kept-only", "--top", "5", cwd=foreign)
-    assert json.loads(shown.stdout)["undecided"] == 1
+    assert json.loads(shown.stdout)["outcomes"]["undecided"] == 1
 
 
 def test_a_task_is_named_as_published() -> None:

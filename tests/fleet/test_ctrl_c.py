@@ -167,6 +167,23 @@ def test_a_command_that_only_starts_ends_without_a_traceback(
     assert "Traceback" not in said.read_text(), said.read_text()
 
 
+WHILE_A_CLASS_IS_MADE = """
+from autohypothesis.commands.app import run_and_exit
+
+class Field:
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+
+run_and_exit(lambda **_: type("Made", (), {"field": Field()}))
+"""
+
+
+def test_a_ctrl_c_while_an_import_makes_a_class_is_no_error_of_ours(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WHILE_A_CLASS_IS_MADE]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "error: stopped by you\n")
+
+
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 NOTES = "open({path!r}, 'a').write('began\\n')\ntime.sleep(600)\n"
 
