@@ -173,11 +173,12 @@ def hurried(prepare: ModuleType, own_cache: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("forward", "build"),
     [
-        ("pass", "time.sleep(1000)"),
-        ("time.sleep(1000)", "pass"),
-        ("while True: os.write(2, b'x' * 4096)", "pass"),
+        pytest.param("pass", "time.sleep(1000)", marks=pytest.mark.slow, id="build"),
+        pytest.param("time.sleep(1000)", "pass", id="forward"),
+        pytest.param(
+            "while True: os.write(2, b'x' * 4096)", "pass", marks=pytest.mark.slow, id="talks"
+        ),
     ],
-    ids=["build", "forward", "talks"],
 )
 def test_a_host_that_hangs_is_ended(scored: Score, forward: str, build: str) -> None:
     code, answer = scored(forward=forward, build=build)
