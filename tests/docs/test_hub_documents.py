@@ -97,7 +97,10 @@ def reader(tmp_path: Path) -> dict[str, str]:
         "AUTOHYPOTHESIS_LOCKS": str(tmp_path / "locks"),
         "GIT_CONFIG_GLOBAL": "/dev/null",
     }
-    without = ("AGENTHUB_CONFIG", "HUB", "HUB_KEY", "AUTOHYPOTHESIS_HUB_ADMIN_KEY")
+    without = (
+        "AGENTHUB_CONFIG", "HUB", "HUB_KEY",
+        "AUTOHYPOTHESIS_CONFIG", "AUTOHYPOTHESIS_HUB_ADMIN_KEY",
+    )  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in without}
     return {**inherited, **IDENTITY, **own}
 
