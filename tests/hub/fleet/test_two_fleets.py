@@ -47,6 +47,7 @@ class Fleet:
     def __init__(self, root: Path, name: str, core: int, home: Path) -> None:
         self.root, self.name, self.core = root, name, core
         self.environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+        del self.environment["AUTOHYPOTHESIS_CONFIG"]  # its settings and key are in its own home
         home.mkdir(exist_ok=True)
 
     def __call__(self, *words: str, check: bool = True) -> str:
