@@ -16,7 +16,7 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -319,12 +319,12 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     return metadata.runtime.is_unconfined if metadata else is_strict
 
 
-def _baselines(spec: RunSpec, run: RunPaths) -> list[RunPaths]:
-    """Return the runs of the unchanged script in the same search, without this one."""
-    if spec.parent_commit is None:
-        return []
-    stem = ids.experiment_stem(ids.baseline_id(spec.tag))
-    return [RunPaths(path) for path in sorted(run.folder.parent.glob(f"{stem}-*"))]
+def _baselines(spec: RunSpec, run: RunPaths) -> Iterator[RunPaths]:
+    """Yield the runs of the unchanged script in the same search, without this one; they are looked
+    for when the first is asked for."""
+    if spec.parent_commit is not None:
+        stem = ids.experiment_stem(ids.baseline_id(spec.tag))
+        yield from map(RunPaths, run.folder.parent.glob(f"{stem}-*"))
 
 
 def _is_held(run: RunPaths) -> bool:

@@ -181,10 +181,11 @@ class LocalExecutor(Executor):
         sites = site_folders(command.python) if command.python else ()
         hashed = task_hash(task, protected_blobs(task, self.repository.entries(spec.commit)))
         evaluator = export.evaluator(spec.commit, task)
+        candidate = self._candidate(spec, files, evaluator)
         before = take_baseline(files, sites)
         with devices.choosing(spec.experiment_id):
             run = self.layout.run(spec.experiment_id)
-            setup = self._setup(spec, run, files, inputs, command, evaluator)
+            setup = self._setup(spec, run, files, inputs, command, evaluator, candidate)
             if setup.sandbox.kind == "none":
                 # The scorer completes data of an earlier version, which lacks some of these files.
                 is_whole = all(path.exists() for path in inputs.held_out)
@@ -209,6 +210,7 @@ class LocalExecutor(Executor):
         inputs: Inputs,
         command: TrainingCommand,
         evaluator: Path | None,
+        candidate: Path,
     ) -> RunSetup:
         """Choose a device and a sandbox. The caller holds `devices.choosing`."""
         device = devices.first_free(offered(spec.resources, inputs))
@@ -223,7 +225,6 @@ class LocalExecutor(Executor):
             linked=tuple(files.links.values()),
             gpus=on_gpu,
         )
-        is_asked = scorer_for(spec.task).host(files.path, evaluator) is not None
         return RunSetup(
             spec=spec,
             run=run,
@@ -232,12 +233,19 @@ class LocalExecutor(Executor):
             inputs=inputs,
             command=command,
             evaluator=evaluator,
-            candidate=Export(self.repository, spec.worker_id).candidate(files)
-            if is_asked
-            else files.path,
+            candidate=candidate,
             sandbox=sandbox,
             temporary=Path(tempfile.mkdtemp(prefix="ah-")),
         )
+
+    def _candidate(self, spec: RunSpec, files: Checkout, evaluator: Path | None) -> Path:
+        """Return what is scored: a copy of the checkout where the scorer asks a host, else it.
+
+        The copy takes as long as the checkout is large, so nobody waits for a device meanwhile.
+        """
+        if scorer_for(spec.task).host(files.path, evaluator) is None:
+            return files.path
+        return Export(self.repository, spec.worker_id).candidate(files)
 
     def rescore(self, spec: RunSpec, first: RunPaths) -> dict[str, Any]:
         """Have the evaluator score the weights of a run once more; return its exit record.
@@ -259,8 +267,9 @@ class LocalExecutor(Executor):
             trained_by = training_command(spec.task, self.repository.root, os.environ)
             nothing = TrainingCommand(NO_OP_COMMAND, trained_by.environment, trained_by.python)
             evaluator = export.evaluator(spec.commit, spec.task)
+            candidate = self._candidate(spec, files, evaluator)
             with devices.choosing(spec.experiment_id):
-                setup = self._setup(spec, run, files, inputs, nothing, evaluator)
+                setup = self._setup(spec, run, files, inputs, nothing, evaluator, candidate)
                 setup = replace(setup, order=order_of(read_object(first.exit)))
                 temporary = setup.temporary
                 for folder in (run.folder, run.out, run.home, run.scoring_home):

@@ -373,7 +373,7 @@ class Verifier:
         for row in _rows(self.layout):  # before the fold, which then knows all of them
             rows[str(row.get("id"))].append(row)
         folded = refold(self.layout, cold=True)
-        lines = dict(zip(folded.entries, folded.content.splitlines(), strict=True))
+        lines = folded.lines()
         for name in rows.keys() - folded.entries.keys() if names is None else ():
             problem = "has a row of it, and there is no such run: added by hand"
             found.findings.append(Finding(name, self.layout.ledger.name, problem))

@@ -267,11 +267,11 @@ class _Sync:
             self._complain(self.layout.root / aside, f"{hint}, and delete it")
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
-        before = self.folded.last
+        before, ours = self.folded.last, self.folded.lines()
         for key, line in lines.items():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
             same = old == new and new.signature != UNSETTLED
-            if same and self.folded.line(key).strip() != line.strip():
+            if same and ours[key].strip() != line.strip():
                 return True
         return False
 

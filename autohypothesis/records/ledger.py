@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,7 +196,7 @@ class Judged(NamedTuple):
     """The tag of the last decision."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Folded:
     """A fold: the ledger as it is to be, and what the tables are made from."""
 
@@ -215,10 +215,17 @@ class Folded:
     index: Index | None
     """The same; None where the ledger is not as the last sync left it."""
 
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        return _offsets(self.entries)
+
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
-        start = _offsets(self.entries)[experiment]
-        return self.text.piece(start, self.entries[experiment].length)
+        return self.text.piece(self._starts[experiment], self.entries[experiment].length)
+
+    def lines(self) -> dict[str, bytes]:
+        """Return the line of every row, without its break, from one read of the ledger."""
+        return dict(zip(self.entries, self.content.splitlines(), strict=True))
 
     @property
     def content(self) -> bytes:
